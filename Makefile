@@ -1,0 +1,45 @@
+# One command a chore. Everything runs in .venv, which the first command makes.
+
+PYTHON ?= python3
+# A CPU-only user sets TORCH_INDEX=https://download.pytorch.org/whl/cpu to spare the download of CUDA.
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+# Idle threads sleep instead of spinning: two test processes share two cores.
+TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2
+
+.PHONY: help install demo test test-slow lint bench clean
+
+help:  ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+install: $(READY)  ## make .venv with the tested versions
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)  ## train on the built-in stories for three minutes and tell one
+	@$(BIN)/smallgpt train demo
+
+test: $(READY)  ## the tests, some minutes
+	$(TESTS)
+
+test-slow: $(READY)  ## the long ones
+	$(TESTS) -m slow
+
+lint: $(READY)  ## style, types and the rules of who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## operations beside torch's own, then a training step beside transformers'
+	$(BIN)/pytest tests/benchmarks -m benchmark --benchmark-only -p no:xdist
+	$(BIN)/smallgpt bench train
+
+clean:  ## remove what can be made again (not data/ and runs/)
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
