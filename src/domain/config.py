@@ -1,0 +1,210 @@
+"""Every setting of a run, in frozen sections that check themselves and each other. Imports no torch, so `--help` stays fast.
+
+A field's docstring is its help text. Amounts named "steps or share" are optimizer steps when at least 1 and a share of the
+run when below 1: a recipe then fits runs whose length is only known once the machine has been timed.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Backend = Literal["auto", "reference", "torch"]
+Positive = Annotated[int, Field(ge=1)]
+StepsOrShare = Annotated[float, Field(ge=0)]
+DEFAULT_STEPS = 2000  # of a run that names neither steps nor minutes
+Unit = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and strict about unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class GPTConfig(Section):
+    """The shape of the model: the keys of `config.json`. The defaults are the seed's example, 16.04 M parameters."""
+
+    block_size: Positive = 128
+    """Longest context, in tokens."""
+    vocab_size: Positive = 50304
+    """Rows of the embedding; may exceed the tokenizer's ids (padding rows are never sampled by the command line)."""
+    n_layer: Positive = 4
+    """Transformer blocks."""
+    n_head: Positive = 4
+    """Attention heads."""
+    n_embd: Positive = 256
+    """Width of the residual stream; a multiple of n_head."""
+    dropout: Unit = 0.1
+    """Dropout on embeddings, attention weights and both residual branches."""
+    bias: bool = True
+    """Biases in the linear layers and layer norms."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+        return self
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+
+class DataConfig(Section):
+    """Which tokens to train on."""
+
+    path: Path | None = None
+    """Data folder made by `smallgpt prepare` (also --data). Default: data/CORPUS-TOKENIZER, prepared when missing."""
+    corpus: Literal["demo", "tinystories"] | None = None
+    """Corpus to prepare when no data folder is given."""
+    tokenizer: Literal["gpt2", "bpe", "bytes"] = "gpt2"
+    """Tokenizer for a corpus prepared by the run."""
+    vocab_size: Annotated[int, Field(ge=257, le=65536)] = 2048
+    """Vocabulary of an own BPE."""
+
+
+class OptimizerConfig(Section):
+    """How gradients become updates."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw for everything, or muon for the hidden matrices with adamw for the rest."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak rate of AdamW."""
+    muon_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    """Peak rate of Muon's matrices."""
+    beta1: Unit = 0.9
+    """AdamW's first decay rate."""
+    beta2: Unit = 0.95
+    """AdamW's second decay rate."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's floor under the second moment's root."""
+    momentum: Unit = 0.95
+    """Muon's momentum."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled decay of matrices and embeddings; biases and norms are never decayed."""
+
+
+class ScheduleConfig(Section):
+    """How the learning rate moves, in optimizer steps."""
+
+    name: Literal["cosine", "warm-restarts", "linear", "wsd", "constant"] = "cosine"
+    """cosine to the floor; cosine with warm restarts (the seed's); linear to the floor; warm-up, stable, decay; constant."""
+    warmup: StepsOrShare = 0.02
+    """Linear warm-up: steps or share."""
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Final rate as a share of the peak."""
+    restart: Annotated[float, Field(gt=0)] = 0.25
+    """warm-restarts: length of the first cycle, steps or share."""
+    restart_factor: Positive = 1
+    """warm-restarts: each cycle is this many times the one before."""
+    decay: Annotated[float, Field(gt=0)] = 0.3
+    """wsd: length of the final linear decay, steps or share."""
+
+
+class TrainingConfig(Section):
+    """The optimization loop."""
+
+    max_steps: Positive | None = None
+    """Optimizer steps; exactly one of max_steps and max_minutes (2,000 steps when neither is given)."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Wall-clock length: the first steps are timed once, then the number of steps is fixed and recorded."""
+    batch_size: Positive = 32
+    """Sequences in one optimizer step, over all micro-batches and processes."""
+    micro_batch: Positive | None = None
+    """Sequences in one forward and backward pass; batch_size when not given. Less needs less memory, same result."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of matrix products; weights, statistics and losses stay fp32."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: Positive | None = None
+    """CPU threads; all physical ones when not given."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto compiles on a GPU when a probe succeeds."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1337
+    """Fixes initialisation, data order and dropout."""
+    clip_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Largest gradient norm, after unscaling; 0 switches clipping off."""
+    label_smoothing: Unit = 0.0
+    """Share of the target mass spread over the vocabulary; never part of a reported validation loss."""
+    max_skipped: Positive = 10
+    """Steps in a row with a non-finite loss or gradient before the run stops with exit code 5."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.max_steps is not None and self.max_minutes is not None:
+            raise ValueError(f"max_steps ({self.max_steps}) and max_minutes ({self.max_minutes:g}) exclude each other")
+        return self
+
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> Self:
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ValueError(f"micro_batch ({self.micro_batch}) is larger than batch_size ({self.batch_size})")
+        return self
+
+
+class EvaluationConfig(Section):
+    """What is looked at while training."""
+
+    every: StepsOrShare = 0.1
+    """Validation pass: steps or share between two; 0 only at the end."""
+    max_tokens: Positive = 100_000
+    """Validation tokens of an in-training pass (the first ones of the split); the final pass takes the whole split."""
+    sample_every: StepsOrShare = 0.1
+    """Continue the prompt: steps or share between two; 0 never."""
+    sample_tokens: Positive = 60
+    """Length of that continuation, in tokens."""
+    prompt: str = "Once upon a time"
+    """The prompt that is continued again and again."""
+
+
+class CheckpointConfig(Section):
+    """What is kept."""
+
+    every: StepsOrShare = 0.25
+    """Steps or share between two checkpoints; 0 only at the end."""
+    keep: Positive = 2
+    """Newest checkpoints kept, beside the best one."""
+
+
+class KernelsConfig(Section):
+    """Which implementation computes each hot operation."""
+
+    backend: Backend = "auto"
+    """For all operations: reference (the formula), torch (the library's best), or auto (checked on this device)."""
+    attention: Backend | None = None
+    """For attention alone."""
+    layer_norm: Backend | None = None
+    """For (add +) layer norm alone."""
+    linear_cross_entropy: Backend | None = None
+    """For the output head with its loss alone."""
+
+
+class RunConfig(Section):
+    """Everything that defines a run; saved as `config.toml`."""
+
+    model: GPTConfig = GPTConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    kernels: KernelsConfig = KernelsConfig()
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        steps = self.training.max_steps
+        if steps is not None and steps_of(self.schedule.warmup, steps) >= steps and self.schedule.warmup > 0:
+            raise ValueError(
+                f"schedule.warmup ({self.schedule.warmup:g}) must be shorter than training.max_steps ({steps})"
+            )
+        return self
+
+
+def steps_of(amount: float, total: int) -> int:
+    """A "steps or share" amount in optimizer steps of a run of `total` steps: 0 stays 0, anything else is at least 1."""
+    if amount == 0:
+        return 0
+    return max(1, round(amount if amount >= 1 else amount * total))

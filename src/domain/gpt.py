@@ -1,0 +1,190 @@
+"""The model on one page: a pre-norm GPT with learned positions and a tied output head.
+
+Parameter names, initialisation and `generate` are those of the hobby project this one re-creates, so that its weights load.
+Blocks hand on (residual, delta), the stream and what is still to be added to it, so that each addition fuses with the
+layer norm that follows it, across block boundaries too.
+"""
+
+from collections.abc import Iterator
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from smallgpt.domain.cache import KVCache
+from smallgpt.domain.config import GPTConfig
+from smallgpt.domain.ops import TORCH_OPS, Ops
+from smallgpt.domain.sampling import Sampling, next_token
+
+
+class LayerNorm(nn.Module):
+    """Layer norm (ε = 1e-5), with the residual addition before it when there is a delta."""
+
+    def __init__(self, config: GPTConfig, ops: Ops) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(config.n_embd))
+        self.bias = nn.Parameter(torch.zeros(config.n_embd)) if config.bias else None
+        self.ops = ops
+
+    def forward(self, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:  # (B, T, C) each
+        if delta is None:
+            return residual, self.ops.layer_norm(residual, self.weight, self.bias, 1e-5)
+        return self.ops.add_layer_norm(residual, delta, self.weight, self.bias, 1e-5)
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a token sees itself and what came before."""
+
+    def __init__(self, config: GPTConfig, layer: int, ops: Ops) -> None:
+        super().__init__()
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.n_head, self.dropout, self.layer, self.ops = config.n_head, config.dropout, layer, ops
+
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
+        dropout = self.dropout if self.training else 0.0
+        if cache is None or cache.append(self.layer, qkv):
+            y = self.ops.causal_attention(qkv, dropout)  # (B, T, H, D)
+        else:
+            y = self.ops.cached_attention(qkv[:, :, 0], *cache.layer(self.layer))
+        return F.dropout(self.c_proj(y.reshape(B, T, C)), self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    """Two linear layers around an exact (erf) GELU, four times as wide inside."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.c_proj(F.gelu(self.c_fc(x))), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each reading the normalised stream and adding to it."""
+
+    def __init__(self, config: GPTConfig, layer: int, ops: Ops) -> None:
+        super().__init__()
+        self.ln1 = LayerNorm(config, ops)
+        self.attn = CausalSelfAttention(config, layer, ops)
+        self.ln2 = LayerNorm(config, ops)
+        self.mlp = MLP(config)
+
+    def forward(self, residual: Tensor, delta: Tensor | None, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        residual, x = self.ln1(residual, delta)
+        residual, x = self.ln2(residual, self.attn(x, cache))
+        return residual, self.mlp(x)
+
+
+class Transformer(nn.Module):
+    """From token ids to the normalised hidden state that the output head reads."""
+
+    def __init__(self, config: GPTConfig, ops: Ops) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer, ops) for layer in range(config.n_layer))
+        self.ln_f = LayerNorm(config, ops)
+        self.dropout = config.dropout
+
+    def forward(self, idx: Tensor, cache: KVCache | None) -> Tensor:  # (B, T) -> (B, T, C)
+        start = cache.used if cache is not None else 0
+        positions = torch.arange(start, start + idx.size(1), device=idx.device)
+        residual = F.dropout(self.wte(idx) + self.wpe(positions), self.dropout, self.training)  # (B, T, C)
+        delta = None
+        for block in self.h:
+            residual, delta = block(residual, delta, cache)
+        x: Tensor = self.ln_f(residual, delta)[1]
+        return x
+
+
+class GPT(nn.Module):
+    """The whole model. `ops` are the hot operations; the default is plain torch."""
+
+    def __init__(self, config: GPTConfig, ops: Ops = TORCH_OPS) -> None:
+        super().__init__()
+        self.config, self.ops = config, ops
+        self.transformer = Transformer(config, ops)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight
+        self.initialise()
+
+    def initialise(self) -> None:
+        """N(0, 0.02) everywhere, residual projections by 1/√(2·n_layer) less, as in GPT-2; biases 0."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                residual = name.endswith("c_proj.weight")
+                nn.init.normal_(parameter, std=0.02 / sqrt(2 * self.config.n_layer) if residual else 0.02)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """idx (B, T) int64 -> logits (B, T, vocab), or the scalar mean loss when targets (B, T) are given.
+
+        With a cache, idx holds only the tokens that follow the ones already in it. Raises ValueError when the
+        context is longer than block_size.
+        """
+        used = cache.used if cache is not None else 0
+        if used + idx.size(1) > self.config.block_size:
+            raise ValueError(f"{used + idx.size(1)} tokens do not fit the model's context of {self.config.block_size}")
+        x = self.transformer(idx, cache)  # (B, T, C)
+        if cache is not None:
+            cache.advance(idx.size(1))
+        if targets is None:
+            logits: Tensor = self.lm_head(x)
+            return logits
+        return self.ops.linear_cross_entropy(
+            x.flatten(0, 1), self.lm_head.weight, targets.flatten(), label_smoothing, ignore_index
+        )
+
+    def loss(self, idx: Tensor, targets: Tensor, *, label_smoothing: float = 0.0, ignore_index: int = -100) -> Tensor:
+        """The scalar mean loss: forward() under a name for notebooks."""
+        return self.forward(idx, targets, label_smoothing=label_smoothing, ignore_index=ignore_index)
+
+    @torch.inference_mode()
+    def generate(
+        self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None
+    ) -> Tensor:
+        """idx (B, T) int64 -> (B, T + max_new_tokens): the prompt and its continuation, from torch's global generator."""
+        sampling = Sampling(temperature=temperature, top_k=top_k)
+        return torch.cat([idx, *self.stream(idx, max_new_tokens, sampling)], dim=1)
+
+    @torch.inference_mode()
+    def stream(
+        self, idx: Tensor, max_new_tokens: int, sampling: Sampling, generator: torch.Generator | None = None
+    ) -> Iterator[Tensor]:
+        """Yield the next token of each row, (B, 1) int64, max_new_tokens times.
+
+        The context is the last block_size tokens; past that, positions shift by one a token, so the cache no longer
+        holds and the window is computed anew.
+        """
+        cache: KVCache | None = None
+        new = idx
+        for _ in range(max_new_tokens):
+            if idx.size(1) <= self.config.block_size:
+                cache = cache or KVCache(self.config, idx.size(0), self.lm_head.weight.device)
+                logits = self(new, cache=cache)[:, -1]  # (B, V)
+            else:
+                logits = self(idx[:, -self.config.block_size :])[:, -1]
+            new = next_token(logits, idx, sampling, generator)  # (B, 1)
+            idx = torch.cat([idx, new], dim=1)
+            yield new
+
+    def n_parameters(self, *, positions: bool = False) -> int:
+        """Parameters, the tied head counted once; the position table only when asked for."""
+        total = sum(p.numel() for p in self.parameters())
+        return total if positions else total - self.transformer.wpe.weight.numel()

@@ -1,0 +1,111 @@
+"""What the model needs done, as plain functions, so that each can be swapped for a faster one.
+
+Shapes: B sequences, T tokens, H heads, D head size, C = H*D width, N = B*T rows, V vocabulary, S cache slots.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class CausalAttention(Protocol):
+    """softmax(q kᵀ / √D, with the future masked) v, on the packed projection."""
+
+    def __call__(self, qkv: Tensor, dropout: float) -> Tensor:
+        """(B, T, 3, H, D), probability of dropping an attention weight -> (B, T, H, D)."""
+
+
+class CachedAttention(Protocol):
+    """The same for new queries against keys and values kept from before."""
+
+    def __call__(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+        """q (B, T, H, D), caches (B, S, H, D), lengths (B,) int64 -> (B, T, H, D).
+
+        lengths[b] counts the valid slots of row b, the T newest of which belong to q: query t sees the
+        slots below lengths[b] - T + t + 1.
+        """
+
+
+class LayerNormOp(Protocol):
+    """Normalise rows to mean 0 and variance 1, then scale and shift."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """x (..., C), weight and bias (C,) -> (..., C)."""
+
+
+class AddLayerNorm(Protocol):
+    """Add a branch's output to the residual stream, then normalise the sum: one pass over memory when fused."""
+
+    def __call__(
+        self, residual: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """residual and delta (..., C) -> (residual + delta, its layer norm), both (..., C)."""
+
+
+class LinearCrossEntropy(Protocol):
+    """Cross-entropy of softmax(x weightᵀ) without keeping the (N, V) logits, where the backend can avoid it."""
+
+    def __call__(
+        self, x: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float, ignore_index: int
+    ) -> Tensor:
+        """x (N, C), weight (V, C), targets (N,) int64 -> the scalar fp32 mean over rows whose target is not ignored.
+
+        Smoothing ε mixes the target with the uniform distribution: (1-ε)·nll + ε·mean over the vocabulary.
+        With every target ignored the mean is 0/0 = nan, as in torch.
+        """
+
+
+class Ops(NamedTuple):
+    """One implementation of each operation."""
+
+    causal_attention: CausalAttention
+    cached_attention: CachedAttention
+    layer_norm: LayerNormOp
+    add_layer_norm: AddLayerNorm
+    linear_cross_entropy: LinearCrossEntropy
+
+
+def causal_attention(qkv: Tensor, dropout: float) -> Tensor:
+    """CausalAttention by torch's scaled_dot_product_attention."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).transpose(1, 2)
+
+
+def cached_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+    """CachedAttention by torch's scaled_dot_product_attention under an explicit mask."""
+    mask = cache_mask(q.size(1), k_cache.size(1), lengths)  # (B, 1, T, S)
+    q, k, v = (x.transpose(1, 2) for x in (q, k_cache, v_cache))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+def cache_mask(n_queries: int, n_slots: int, lengths: Tensor) -> Tensor:
+    """Which slots each query may see: (B, 1, T, S) bool. See CachedAttention."""
+    slots = torch.arange(n_slots, device=lengths.device)
+    last_seen = lengths[:, None] - n_queries + torch.arange(n_queries, device=lengths.device)  # (B, T)
+    return (slots <= last_seen[:, :, None])[:, None]
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """LayerNormOp by torch."""
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def add_layer_norm(
+    residual: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """AddLayerNorm by torch."""
+    residual = residual + delta
+    return residual, layer_norm(residual, weight, bias, eps)
+
+
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float, ignore_index: int
+) -> Tensor:
+    """LinearCrossEntropy by torch, logits and all."""
+    logits = F.linear(x, weight).float()
+    return F.cross_entropy(logits, targets, ignore_index=ignore_index, label_smoothing=label_smoothing)
+
+
+TORCH_OPS = Ops(causal_attention, cached_attention, layer_norm, add_layer_norm, linear_cross_entropy)

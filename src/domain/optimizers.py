@@ -1,0 +1,76 @@
+"""Optimizers of torch.optim over named parameter groups: matrices decay, biases and norms do not, Muon takes hidden matrices.
+
+References: AdamW arXiv 1711.05101; Muon https://kellerjordan.github.io/posts/muon/ (torch.optim.Muon).
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from smallgpt.domain.config import OptimizerConfig
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+def parameter_groups(model: nn.Module) -> dict[str, Named]:
+    """The trainable parameters by name: hidden (the blocks' matrices), embedding (both tables), vector (biases, norms)."""
+    groups: dict[str, Named] = {"hidden": [], "embedding": [], "vector": []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.dim() < 2:
+            groups["vector"].append((name, parameter))
+        elif ".h." in name:
+            groups["hidden"].append((name, parameter))
+        else:
+            groups["embedding"].append((name, parameter))
+    return groups
+
+
+def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
+    """[AdamW], or [AdamW, Muon]. Groups hold (name, parameter) pairs, so that state is keyed by name on disk."""
+    groups = parameter_groups(model)
+    decayed = groups["embedding"] if config.name == "muon" else groups["embedding"] + groups["hidden"]
+    adamw_groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": groups["vector"], "weight_decay": 0.0},
+    ]
+    adamw = AdamW(
+        adamw_groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
+    if config.name == "adamw":
+        return [adamw]
+    muon = Muon(
+        groups["hidden"],
+        lr=config.muon_learning_rate,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        nesterov=True,
+    )
+    return [adamw, muon]
+
+
+def state_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """Every optimizer tensor under PARAMETER/STATE, so that a checkpoint does not depend on the order of parameters."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{name}/{key}"] = value
+    return tensors
+
+
+def load_state_tensors(model: nn.Module, optimizers: list[Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Give each optimizer the tensors of its parameters; the inverse of state_tensors."""
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        parameter_name, key = name.rsplit("/", 1)
+        by_parameter.setdefault(parameter_name, {})[key] = tensor
+    for optimizer in optimizers:
+        owned = {p for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in model.named_parameters():
+            if parameter in owned and name in by_parameter:
+                optimizer.state[parameter] = {
+                    key: tensor.to(parameter.device, copy=True) for key, tensor in by_parameter[name].items()
+                }
