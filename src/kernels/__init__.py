@@ -1,0 +1,1 @@
+"""The hot operations, one folder each: the definition beside its fast forms."""

@@ -1,0 +1,93 @@
+"""Is an implementation right on this device? Launch it on a small odd shape and compare with the formula in float64."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from smallgpt.domain.ops import Ops
+
+# Largest ‖difference‖/‖reference‖ of an output or gradient: a few times the dtype's rounding (2⁻²⁴, 2⁻¹¹, 2⁻⁸).
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of launching one operation."""
+
+    passed: bool
+    words: str
+    """What happened, for people: the error met, or the failure."""
+
+
+def check(operation: str, ops: Ops, oracle: Ops, device: torch.device, dtype: torch.dtype) -> Check:
+    """Run forward and backward of `operation` ("attention", "layer_norm", "linear_cross_entropy") and of its oracle."""
+    run = _CASES[operation]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        results = run(ops, generator, device, dtype)
+    except (RuntimeError, NotImplementedError) as error:
+        return Check(False, f"failed to launch on {device}: {str(error).splitlines()[0]}")
+    expected = run(oracle, generator.manual_seed(0), torch.device("cpu"), torch.float64)
+    worst = max(_distance(a, b) for a, b in zip(results, expected, strict=True))
+    verdict = f"launched on {device}; largest error {worst:.0e} of {TOLERANCE[dtype]:.0e} allowed"
+    return Check(worst <= TOLERANCE[dtype], verdict)  # nan compares false: not passed
+
+
+def _distance(result: Tensor, expected: Tensor) -> float:
+    expected = expected.detach()
+    difference = result.detach().cpu().double() - expected
+    return float(difference.norm() / expected.norm())
+
+
+Case = Callable[[Ops, torch.Generator, torch.device, torch.dtype], list[Tensor]]
+
+
+def _inputs(
+    generator: torch.Generator, device: torch.device, dtype: torch.dtype, *shapes: tuple[int, ...]
+) -> list[Tensor]:
+    """Normal tensors, rounded to dtype's grid on both sides so that the oracle sees the same numbers."""
+    grid = torch.bfloat16  # the coarsest of the dtypes checked
+    return [torch.randn(s, generator=generator).to(grid).to(device, dtype).requires_grad_() for s in shapes]
+
+
+def _attention(ops: Ops, g: torch.Generator, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    qkv, upstream = _inputs(g, device, dtype, (2, 37, 3, 2, 32), (2, 37, 2, 32))
+    y = ops.causal_attention(qkv, 0.0)
+    torch.autograd.backward(y, upstream)
+    lengths = torch.tensor([37, 20], device=device)
+    q, k, v = (x.detach() for x in qkv.unbind(2))
+    return [y, _gradient(qkv), ops.cached_attention(q[:, -1:], k, v, lengths)]
+
+
+def _layer_norm(ops: Ops, g: torch.Generator, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    residual, delta, up1, up2, weight, bias = _inputs(
+        g, device, dtype, *[(5, 65)] * 4, (65,), (65,)
+    )
+    total, y = ops.add_layer_norm(residual, delta, weight, bias, 1e-5)
+    torch.autograd.backward([total, y], [up1, up2])
+    alone = ops.layer_norm(residual, weight, bias, 1e-5)
+    return [total, y, alone, _gradient(residual), _gradient(delta), _gradient(weight), _gradient(bias)]
+
+
+def _linear_cross_entropy(ops: Ops, g: torch.Generator, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    x, weight = _inputs(g, device, dtype, (33, 32), (101, 32))
+    targets = torch.randint(101, (33,), generator=g).to(device)
+    targets[5] = -100
+    loss = ops.linear_cross_entropy(x, weight, targets, 0.1, -100)
+    torch.autograd.backward(loss)
+    return [loss, _gradient(x), _gradient(weight)]
+
+
+def _gradient(x: Tensor) -> Tensor:
+    if x.grad is None:
+        raise RuntimeError("no gradient arrived")
+    return x.grad
+
+
+_CASES: dict[str, Case] = {
+    "attention": _attention,
+    "layer_norm": _layer_norm,
+    "linear_cross_entropy": _linear_cross_entropy,
+}
