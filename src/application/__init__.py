@@ -1,0 +1,1 @@
+"""Use cases that decide something: training, evaluation, benchmarking."""

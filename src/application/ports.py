@@ -1,0 +1,44 @@
+"""What training asks of the outside: batches, a place for checkpoints, ears for events, and other processes."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from smallgpt.domain.state import TrainingState
+
+
+class Batches(Protocol):
+    """A pure function of (seed, step, row), so that no sampler has state and any number of processes sees one stream."""
+
+    def rows(self, step: int, rows: range) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, (len(rows), T) int64 each, of those rows of the step's global batch; -100 marks no target."""
+
+
+class Checkpoints(Protocol):
+    """Keeps whole states; a save is complete or absent."""
+
+    def save(self, state: TrainingState) -> str:
+        """Keep the state and say where. Raises CheckpointError."""
+
+    def mark_best(self, step: int) -> None:
+        """The kept state of `step` has the lowest validation loss so far."""
+
+
+class Tracker(Protocol):
+    """Hears of every step, evaluation and sample. Must not change anything that training reads."""
+
+    def log(self, event: dict[str, Any]) -> None:
+        """One flat JSON object; "event" names its kind, "step" its optimizer step."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train together: this one is `rank` of `count`. A process group has the same three names."""
+
+    rank: int = 0
+    count: int = 1
+
+    def sum(self, x: Tensor) -> Tensor:
+        """x summed over all processes."""
+        return x

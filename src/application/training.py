@@ -1,0 +1,226 @@
+"""The training loop: step, save, look, until the planned step or a request to stop.
+
+What happens at step s depends on the configuration and s alone, so a run that was cut off anywhere and resumed writes the
+same numbers as one that was not: a checkpoint is taken right after its step, and what is due at that step is done again.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from smallgpt.application.ports import Batches, Checkpoints, Tracker
+from smallgpt.application.step import Stepper, StepResult
+from smallgpt.domain.config import steps_of
+from smallgpt.domain.errors import NumericsError
+from smallgpt.domain.gpt import GPT
+from smallgpt.domain.metrics import Score, flops_per_token
+from smallgpt.domain.state import TrainingState
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    reason: str
+    """finished, or interrupted."""
+    seconds: float
+    """Wall clock of the loop over all its sittings, final evaluation not included."""
+    final: Score | None
+    """Over the whole validation split; None when interrupted."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the loop looks at the model; neither may change what training reads."""
+
+    evaluate: Callable[[GPT, AbstractContextManager[Any], bool], Score]
+    """(model, precision context, whole split?) -> score."""
+    sample: Callable[[GPT, int], dict[str, Any]]
+    """(model, step) -> {"prompt", "text"}."""
+
+
+class Loop:
+    """A run in progress."""
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        batches: Batches,
+        checkpoints: Checkpoints,
+        tracker: Tracker,
+        look: Look,
+        *,
+        should_stop: Callable[[], bool],
+        peak_flops: float,
+        memory: Callable[[], int],
+        started: float | None = None,
+    ) -> None:
+        self.stepper, self.batches, self.checkpoints = stepper, batches, checkpoints
+        self.tracker, self.look, self.should_stop = tracker, look, should_stop
+        self.peak_flops, self.memory = peak_flops, memory
+        self.step = self.tokens = self.skipped_in_a_row = self.skipped = 0
+        self.best: float | None = None
+        self.last_good = "none yet"
+        self.started = time.perf_counter() if started is None else started
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock so far, earlier sittings included."""
+        return time.perf_counter() - self.started
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from a checkpoint whose weights the model already has."""
+        loop = dict(state.loop)
+        self.stepper.restore(state.optimizer, loop)
+        self.step, self.tokens, self.best = state.step, loop["tokens"], loop["best"]
+        self.skipped, self.skipped_in_a_row = loop["skipped"], loop["skipped_in_a_row"]
+        self.started -= loop["seconds"]
+
+    def run(self) -> Outcome:
+        """Train to the planned step. Raises NumericsError after max_skipped bad steps in a row."""
+        saved_at = self.step if self.step else -1
+        while True:
+            done, stop = self.step == self.stepper.total_steps, self.should_stop()
+            if (done or stop) and saved_at != self.step:
+                self._save()  # before any evaluation: a finished model must not be lost to a failing one
+            if done or not stop:
+                self._look_if_due()
+            if done or stop:
+                return self._end(finished=done)
+            self._train_one_step()
+            if self._due(self.stepper.config.checkpoint.every):
+                self._save()
+                saved_at = self.step
+
+    def _train_one_step(self) -> None:
+        before = time.perf_counter()
+        result = self.stepper(self.step, self.batches)
+        self.step += 1
+        self.tokens += result.tokens
+        self.tracker.log(self._train_event(result, time.perf_counter() - before))
+        self._guard(result)
+
+    def _train_event(self, result: StepResult, seconds: float) -> dict[str, Any]:
+        rate = result.tokens / seconds
+        remaining = self.stepper.total_steps - self.step
+        event = {
+            "event": "train",
+            "step": self.step,
+            "loss": result.loss,
+            "learning_rate": result.learning_rate,
+            "grad_norm": result.grad_norm,
+            "tokens": self.tokens,
+            "tokens_per_second": rate,
+            "mfu": rate * flops_per_token(self.stepper.model.config) / self.peak_flops,
+            "memory_bytes": self.memory(),
+            "seconds": self.seconds,
+            "eta_seconds": self.seconds / self.step * remaining,
+        }
+        if self.stepper.scaler.is_enabled():
+            event["loss_scale"] = self.stepper.scaler.get_scale()
+        return event
+
+    def _guard(self, result: StepResult) -> None:
+        """Count skipped updates, and give up when they do not end."""
+        if result.bad_tensor is None:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        self.tracker.log(
+            {"event": "skip", "step": self.step, "tensor": result.bad_tensor, "in_a_row": self.skipped_in_a_row}
+        )
+        if self.skipped_in_a_row >= self.stepper.config.training.max_skipped:
+            raise NumericsError(
+                f"{self.skipped_in_a_row} steps in a row were not finite, the last at step {self.step}; first bad tensor: "
+                f"{result.bad_tensor}.\nLast good checkpoint: {self.last_good}. Try a lower --optimizer.learning-rate "
+                "or --training.precision fp32."
+            )
+
+    def _due(self, amount: float) -> bool:
+        every = steps_of(amount, self.stepper.total_steps)
+        return every > 0 and self.step % every == 0
+
+    def _look_if_due(self) -> None:
+        """Validation and sample of this step; the best checkpoint so far is marked. The end has an evaluation of its own."""
+        config = self.stepper.config
+        if self.step < self.stepper.total_steps:
+            checkpoint_due = self.step > 0 and self._due(config.checkpoint.every)
+            if checkpoint_due or self._due(config.evaluation.every):
+                score = self._evaluate(whole=False)
+                if checkpoint_due and (self.best is None or score.nats_per_token < self.best):
+                    self.best = score.nats_per_token
+                    self.checkpoints.mark_best(self.step)
+        if self._due(config.evaluation.sample_every):
+            sample = self.look.sample(self.stepper.model, self.step)
+            self.tracker.log({"event": "sample", "step": self.step, **sample})
+
+    def _evaluate(self, *, whole: bool) -> Score:
+        score = self.look.evaluate(self.stepper.model, self.stepper.autocast(), whole)
+        self.tracker.log({"event": "validation", "step": self.step, **score.as_dict(), "final": whole})
+        return score
+
+    def _save(self) -> None:
+        loop = {
+            **self.stepper.numbers(),
+            "total_steps": self.stepper.total_steps,
+            "tokens": self.tokens,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "best": self.best,
+            "seconds": self.seconds,
+        }
+        weights = {k: v for k, v in self.stepper.model.state_dict().items() if k != "lm_head.weight"}  # tied to wte
+        state = TrainingState(self.step, weights, self.stepper.tensors(), loop)
+        self.last_good = self.checkpoints.save(state)
+        self.tracker.log({"event": "checkpoint", "step": self.step, "path": self.last_good})
+
+    def _end(self, *, finished: bool) -> Outcome:
+        seconds = self.seconds
+        final = self._evaluate(whole=True) if finished else None
+        if final is not None and (self.best is None or final.nats_per_token <= self.best):
+            self.checkpoints.mark_best(self.step)
+        reason = "finished" if finished else "interrupted"
+        self.tracker.log({"event": "end", "step": self.step, "seconds": seconds, "reason": reason})
+        return Outcome(self.step, reason, seconds, final)
+
+
+def plan_steps(
+    make_stepper: Callable[[int], Stepper], batches: Batches, look: Look, max_minutes: float, started: float
+) -> tuple[int, str]:
+    """How many steps fit into max_minutes, counted from `started` (perf_counter): (steps, how that was found).
+
+    Some steps, one evaluation and one sample are timed; then weights are put back, so that the run itself starts afresh.
+    """
+    budget = 60 * max_minutes
+    stepper = make_stepper(1000)
+    weights = {name: tensor.clone() for name, tensor in stepper.model.state_dict().items()}
+    stepper(0, batches)  # the first step allocates and compiles
+    times: list[float] = []
+    trial_end = time.perf_counter() + 0.02 * budget
+    while len(times) < 3 or (time.perf_counter() < trial_end and len(times) < 50):
+        times.append(_timed(lambda: stepper(1 + len(times), batches)))
+    evaluation = _timed(lambda: look.evaluate(stepper.model, stepper.autocast(), False))
+    sample = _timed(lambda: look.sample(stepper.model, 0))
+    stepper.model.load_state_dict(weights)
+
+    config = stepper.config
+    a_step = sorted(times)[len(times) // 2]
+    looks = evaluation * _times_a_run(config.evaluation.every) + sample * _times_a_run(config.evaluation.sample_every)
+    left = budget - (time.perf_counter() - started) - looks
+    steps = max(1, int(0.98 * left / a_step))
+    return steps, f"{1000 * a_step:.0f} ms a step, {looks:.0f} s for evaluation and samples, within {budget:.0f} s"
+
+
+def _timed(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def _times_a_run(amount: float) -> float:
+    """How often a "steps or share" amount comes up, for shares; a count in steps is unknown before the plan."""
+    return 1 + 1 / amount if 0 < amount < 1 else 1.0
