@@ -3,12 +3,14 @@
 Clipping gradients that still carry fp16's loss scale shrinks them to nothing (the seed's fault: loss stuck at 4.85).
 """
 
+import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from smallgpt.application.ports import Batches, Processes
@@ -41,7 +43,7 @@ class Stepper:
     total_steps: int
     precision: torch.dtype = torch.float32
     processes: Processes = field(default_factory=Processes)
-    forward: nn.Module | None = None
+    forward: Callable[..., Tensor] | None = None
     """The compiled model, where there is one."""
 
     def __post_init__(self) -> None:
@@ -84,9 +86,7 @@ class Stepper:
             if valid == 0:
                 continue
             with self.autocast():
-                mean = forward(
-                    x.to(self.device), y.to(self.device), label_smoothing=settings.label_smoothing
-                )
+                mean = forward(x.to(self.device), y.to(self.device), label_smoothing=settings.label_smoothing)
             share = mean * (valid / total)
             self.scaler.scale(share * self.processes.count).backward()
             loss += share.detach()
@@ -122,20 +122,20 @@ class Stepper:
         """Optimizer state by name."""
         return state_tensors(self.model, self.optimizers)
 
-    def numbers(self) -> dict[str, Any]:
-        """Schedulers and scaler as plain JSON."""
-        return {"schedulers": [s.state_dict() for s in self.schedulers], "scaler": self.scaler.state_dict()}
+    def restore(self, tensors: dict[str, Tensor], scaler: dict[str, Any], updates: int) -> None:
+        """Take up optimizer and scaler state after `updates` steps that were not skipped.
 
-    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Take up the state that tensors() and numbers() gave."""
+        The schedule needs no state: it is walked through again, to the same numbers, or to others when the run is now
+        to be longer.
+        """
         load_state_tensors(self.model, self.optimizers, tensors)
-        for scheduler, state in zip(self.schedulers, numbers["schedulers"], strict=True):
-            scheduler.load_state_dict(state)
-        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
-            for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
-                group["lr"] = rate
         if self.scaler.is_enabled():
-            self.scaler.load_state_dict(numbers["scaler"])
+            self.scaler.load_state_dict(scaler)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step\\(\\)` before")
+            for scheduler in self.schedulers:
+                for _ in range(updates):
+                    scheduler.step()
 
 
 def _mix(seed: int, step: int, rank: int) -> int:

@@ -73,8 +73,8 @@ class Loop:
 
     def restore(self, state: TrainingState) -> None:
         """Go on from a checkpoint whose weights the model already has."""
-        loop = dict(state.loop)
-        self.stepper.restore(state.optimizer, loop)
+        loop = state.loop
+        self.stepper.restore(state.optimizer, loop["scaler"], state.step - loop["skipped"])
         self.step, self.tokens, self.best = state.step, loop["tokens"], loop["best"]
         self.skipped, self.skipped_in_a_row = loop["skipped"], loop["skipped_in_a_row"]
         self.started -= loop["seconds"]
@@ -165,7 +165,7 @@ class Loop:
 
     def _save(self) -> None:
         loop = {
-            **self.stepper.numbers(),
+            "scaler": self.stepper.scaler.state_dict(),
             "total_steps": self.stepper.total_steps,
             "tokens": self.tokens,
             "skipped": self.skipped,

@@ -63,6 +63,8 @@ class DataConfig(Section):
     """Tokenizer for a corpus prepared by the run."""
     vocab_size: Annotated[int, Field(ge=257, le=65536)] = 2048
     """Vocabulary of an own BPE."""
+    sha256: str | None = None
+    """Of the training tokens; filled in by the run, so that it cannot be resumed on other data."""
 
 
 class OptimizerConfig(Section):

@@ -47,9 +47,7 @@ class AddLayerNorm(Protocol):
 class LinearCrossEntropy(Protocol):
     """Cross-entropy of softmax(x weightᵀ) without keeping the (N, V) logits, where the backend can avoid it."""
 
-    def __call__(
-        self, x: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float, ignore_index: int
-    ) -> Tensor:
+    def __call__(self, x: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float, ignore_index: int) -> Tensor:
         """x (N, C), weight (V, C), targets (N,) int64 -> the scalar fp32 mean over rows whose target is not ignored.
 
         Smoothing ε mixes the target with the uniform distribution: (1-ε)·nll + ε·mean over the vocabulary.

@@ -36,9 +36,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimize
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": groups["vector"], "weight_decay": 0.0},
     ]
-    adamw = AdamW(
-        adamw_groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
+    adamw = AdamW(adamw_groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
     if config.name == "adamw":
         return [adamw]
     muon = Muon(

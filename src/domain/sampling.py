@@ -84,9 +84,7 @@ def filter_logits(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
     return logits
 
 
-def next_token(
-    logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator | None = None
-) -> Tensor:
+def next_token(logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
     """logits (B, V), tokens so far (B, T) -> the chosen tokens (B, 1) int64. Raises NumericsError for nan or inf logits."""
     if not torch.isfinite(logits).all():
         raise NumericsError("the model's logits are not finite; its weights are damaged or its precision overflowed")

@@ -17,4 +17,4 @@ class TrainingState:
     optimizer: dict[str, Tensor]
     """Optimizer tensors as PARAMETER/STATE."""
     loop: dict[str, Any]
-    """Plain JSON: schedulers, scaler, planned steps, counters, seconds, best score."""
+    """Plain JSON: scaler, planned steps, counters, seconds, best score."""

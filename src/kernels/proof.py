@@ -62,9 +62,7 @@ def _attention(ops: Ops, g: torch.Generator, device: torch.device, dtype: torch.
 
 
 def _layer_norm(ops: Ops, g: torch.Generator, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    residual, delta, up1, up2, weight, bias = _inputs(
-        g, device, dtype, *[(5, 65)] * 4, (65,), (65,)
-    )
+    residual, delta, up1, up2, weight, bias = _inputs(g, device, dtype, *[(5, 65)] * 4, (65,), (65,))
     total, y = ops.add_layer_norm(residual, delta, weight, bias, 1e-5)
     torch.autograd.backward([total, y], [up1, up2])
     alone = ops.layer_norm(residual, weight, bias, 1e-5)

@@ -1,0 +1,1 @@
+"""Files, corpora, tokenizers, checkpoints, devices: everything that touches the machine."""

@@ -1,0 +1,161 @@
+"""Checkpoints: folders that appear whole, prove their content, and hold no pickle.
+
+step-00000400/
+  model.safetensors      weights by name; the tied output head once
+  config.json            exactly the keys of GPTConfig
+  tokenizer.json         as in the data folder
+  optimizer.safetensors  PARAMETER/STATE
+  state.json             step, scaler, planned steps, counters, seconds
+  manifest.json          size and SHA-256 of every other file
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from smallgpt.domain.config import GPTConfig
+from smallgpt.domain.errors import CheckpointError
+from smallgpt.domain.state import TrainingState
+from smallgpt.infrastructure.files import folder_written_whole, sha256, write_json
+from smallgpt.infrastructure.run_folder import RunFolder
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class RunCheckpoints:
+    """The checkpoints of one run being written: the newest `keep`, and the best."""
+
+    def __init__(self, run: RunFolder, config: GPTConfig, tokenizer_file: Path | None, keep: int) -> None:
+        self.run, self.config, self.tokenizer_file, self.keep = run, config, tokenizer_file, keep
+
+    def save(self, state: TrainingState) -> str:
+        """Write the state; return the folder's path. Raises CheckpointError."""
+        target = self.run.checkpoints_folder / f"step-{state.step:08d}"
+        try:
+            with folder_written_whole(target) as folder:
+                save_file(_contiguous(state.weights), folder / "model.safetensors")
+                save_file(_contiguous(state.optimizer), folder / "optimizer.safetensors")
+                write_json(folder / "config.json", self.config.model_dump())
+                write_json(folder / "state.json", {"step": state.step, **state.loop})
+                if self.tokenizer_file is not None:
+                    shutil.copyfile(self.tokenizer_file, folder / "tokenizer.json")
+                write_json(folder / MANIFEST, _manifest(folder))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"checkpoint {target} could not be written: {error}. Earlier checkpoints are untouched; free the disk, "
+                f"then `smallgpt train --resume {self.run.path}`."
+            ) from None
+        self._prune()
+        return str(target)
+
+    def mark_best(self, step: int) -> None:
+        """Remember the checkpoint of `step` as the best; it outlives `keep`."""
+        write_json(self.run.checkpoints_folder / "best.json", {"checkpoint": f"step-{step:08d}"})
+
+    def _prune(self) -> None:
+        best = best_checkpoint(self.run)
+        for path in self.run.checkpoints()[: -self.keep]:
+            if path != best:
+                shutil.rmtree(path, ignore_errors=True)  # an old one that stays does no harm
+
+
+def best_checkpoint(run: RunFolder) -> Path | None:
+    """The checkpoint with the lowest validation loss, when one has been marked and is still there."""
+    try:
+        name = json.loads((run.checkpoints_folder / "best.json").read_text(encoding="utf-8"))["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    path = run.checkpoints_folder / Path(str(name)).name
+    return path if path.is_dir() else None
+
+
+def newest_good(run: RunFolder) -> tuple[Path, list[str]]:
+    """The newest checkpoint whose content is as its manifest says, and what was wrong with newer ones.
+
+    Raises CheckpointError when there is none.
+    """
+    problems = []
+    for path in reversed(run.checkpoints()):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        return path, problems
+    found = "; ".join(problems) or f"{run.checkpoints_folder} holds none"
+    raise CheckpointError(f"{run.path} has no usable checkpoint: {found}. Start anew with `smallgpt train --out DIR`.")
+
+
+def verify(folder: Path) -> None:
+    """Compare every file with the manifest. Raises CheckpointError that names the first difference."""
+    manifest = _read_json(folder / MANIFEST)
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{folder} has format version {manifest.get('format_version')}; this smallgpt reads {FORMAT_VERSION}. "
+            "Use the version of smallgpt that wrote it."
+        )
+    for name, expected in manifest["files"].items():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing")
+        if path.stat().st_size != expected["bytes"]:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}")
+        if sha256(path) != expected["sha256"]:
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the manifest's")
+
+
+def load_checkpoint(folder: Path) -> TrainingState:
+    """Read a verified checkpoint. Raises CheckpointError."""
+    verify(folder)
+    loop = _read_json(folder / "state.json")
+    return TrainingState(loop.pop("step"), read_weights(folder), load_file(folder / "optimizer.safetensors"), loop)
+
+
+def read_model_config(folder: Path) -> GPTConfig:
+    """config.json as a GPTConfig. Raises CheckpointError."""
+    try:
+        return GPTConfig.model_validate(_read_json(folder / "config.json"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{folder / 'config.json'} is no model of smallgpt: {field} {first['msg']}") from None
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """model.safetensors, with the output head tied again. Raises CheckpointError."""
+    path = folder / "model.safetensors"
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if "transformer.wte.weight" in weights:
+        weights.setdefault("lm_head.weight", weights["transformer.wte.weight"])
+    return weights
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
+    return {"format_version": FORMAT_VERSION, "files": files}
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return value

@@ -1,0 +1,1 @@
+"""Corpora: where the documents that a model learns from come from."""

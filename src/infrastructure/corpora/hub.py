@@ -1,0 +1,101 @@
+"""Documents from a Hugging Face dataset: on the hub, in its cache, or a local folder in hub layout."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from smallgpt.domain.errors import DataError
+from smallgpt.infrastructure.corpora.splitting import split_documents
+
+TINYSTORIES = "roneneldan/TinyStories"
+VALIDATION_NAMES = ("validation", "valid", "dev", "test")
+_WITHOUT_NETWORK = (
+    "without a network use `smallgpt prepare demo` or `smallgpt prepare text FILES`, fill the cache elsewhere and "
+    "set HF_HUB_OFFLINE=1, or name a mirror in HF_ENDPOINT"
+)
+
+
+@dataclass(frozen=True)
+class HubText:
+    """The non-empty texts of one column of a dataset's split, read anew by every iteration."""
+
+    rows: Any
+    """A datasets.Dataset."""
+    column: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[str]:
+        for batch in self.rows.select_columns([self.column]).iter(batch_size=1000):
+            yield from (text for text in batch[self.column] if text and text.strip())
+
+
+def hub_documents(
+    name: str, *, column: str = "text", config: str | None = None, validation_share: float = 0.05
+) -> tuple[Iterable[str], Iterable[str]]:
+    """Training and validation documents of a dataset; without a split to validate on, `validation_share` of training.
+
+    Raises DataError when it cannot be reached or found, has no such column, or no split to train on.
+    """
+    splits = _load(name, config)
+    if "train" not in splits and len(splits) > 1:
+        raise DataError(f"{name}: no split called train, only {', '.join(splits)}")
+    train = splits.get("train", next(iter(splits.values())))
+    if column not in train.column_names:
+        known = ", ".join(train.column_names)
+        raise DataError(f"{name}: no column {column!r}, only {known}; choose one with --column")
+    kind = getattr(train.features[column], "dtype", "nested")
+    if kind not in ("string", "large_string"):
+        raise DataError(f"{name}: column {column!r} holds {kind}, not text; choose another with --column")
+    validation = next((splits[each] for each in VALIDATION_NAMES if each in splits), None)
+    if validation is None:
+        return split_documents(HubText(train, column), validation_share)
+    return HubText(train, column), HubText(validation, column)
+
+
+def _load(name: str, config: str | None) -> dict[str, Any]:
+    """The dataset's splits by name."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        with _quiet():
+            return dict(datasets.load_dataset(name, config))
+    except (DatasetNotFoundError, FileNotFoundError) as error:
+        raise DataError(
+            f"{name}: no such dataset on the hub, and no folder with data files ({_first(error)})"
+        ) from error
+    except OSError as error:  # no network, offline mode, a cache that cannot be written: all are OSErrors
+        if isinstance(error, ConnectionError):
+            raise DataError(f"{name}: the hub cannot be reached ({_first(error)}); {_WITHOUT_NETWORK}") from error
+        raise DataError(f"{name}: {_first(error)}; the datasets cache can be moved with HF_HOME") from error
+    except Exception as error:  # the libraries below raise their own kinds: HTTP, Arrow, configuration, scripts
+        raise DataError(f"{name}: the dataset cannot be loaded: {type(error).__name__}, {_first(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no talk of retries from the libraries while loading; as it was afterwards."""
+    import datasets
+
+    bars = datasets.is_progress_bar_enabled()
+    loggers = [logging.getLogger(each) for each in ("datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
+    datasets.disable_progress_bars()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _first(error: Exception) -> str:
+    """The first line of an error."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,130 @@
+"""What this machine offers: device, precision, threads and measured peak; each choice with the reason that is shown."""
+
+import os
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from smallgpt.domain.errors import HardwareError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A decision and, in a few words, why."""
+
+    value: str
+    reason: str
+
+
+def choose_device(wanted: str) -> torch.device:
+    """auto (the first GPU, else the CPU), cpu, cuda or cuda:N. Raises HardwareError for one that is not there."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise HardwareError(f"unknown device {wanted!r}; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise HardwareError(f"device {wanted!r} is not supported; use auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= count:
+        raise HardwareError(
+            f"device {wanted!r} is not there: torch {torch.__version__} sees {count} CUDA devices; use --training.device auto"
+        )
+    return device
+
+
+def choose_precision(device: torch.device, wanted: str) -> Choice:
+    """bf16 where the hardware computes it, else fp16 on a GPU and fp32 on a CPU. Raises HardwareError for a bad wish.
+
+    `torch.cuda.is_bf16_supported()` is no guide: it says True on a T4, by emulation.
+    """
+    native, evidence = _bf16_evidence(device)
+    if wanted == "auto":
+        if native:
+            return Choice("bf16", evidence)
+        return (
+            Choice("fp16", f"{evidence}; tensor cores take fp16") if device.type == "cuda" else Choice("fp32", evidence)
+        )
+    if wanted == "bf16" and not native and device.type == "cuda":
+        raise HardwareError(f"bf16 cannot be used: {evidence}. Use --training.precision fp16 or auto.")
+    if wanted == "bf16" and not native:
+        raise HardwareError(f"bf16 would only be emulated: {evidence}. Use --training.precision fp32 or auto.")
+    if wanted == "fp16" and device.type == "cpu":
+        return Choice("fp16", "asked for; on a CPU it is slower than fp32 and good for tests only")
+    return Choice(wanted, "asked for")
+
+
+def _bf16_evidence(device: torch.device) -> tuple[bool, str]:
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return major >= 8, f"compute capability {major}.{minor} {'has' if major >= 8 else 'has no'} bf16 arithmetic"
+    capabilities = torch.cpu.get_capabilities()
+    for name, key in (("AMX", "amx_tile"), ("AVX512-BF16", "avx512_bf16")):
+        if capabilities.get(key, False):
+            return True, f"the processor has {name}"
+    return False, "the processor has neither AMX nor AVX512-BF16"
+
+
+def choose_threads(wanted: int | None) -> Choice:
+    """CPU threads for torch: as wished, else OMP_NUM_THREADS, else every core this process may use."""
+    if wanted is not None:
+        return Choice(str(wanted), "asked for")
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return Choice(os.environ["OMP_NUM_THREADS"], "OMP_NUM_THREADS")
+    cores = len(os.sched_getaffinity(0))
+    return Choice(str(cores), f"{cores} cores are available to this process")
+
+
+@lru_cache
+def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, seconds: float = 0.3) -> float:
+    """FLOP/s of a square matrix product, the best of repeated runs: the ceiling that MFU is a share of."""
+    n = size if device.type == "cpu" else 8 * size
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    best, deadline = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < deadline or best == float("inf"):
+        _wait(device)
+        start = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: the peak allocated on a GPU, the peak resident size of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def choose_compile(device: torch.device, wanted: str) -> Choice:
+    """ "on" or "off": torch.compile as asked, or under auto on a GPU where a toy compiles.
+
+    Raises HardwareError when it is asked for and the toy does not compile.
+    """
+    if wanted == "off":
+        return Choice("off", "asked for")
+    if wanted == "auto" and device.type == "cpu":
+        return Choice("off", "a CPU run of minutes would spend its first one compiling")
+    try:
+        torch.compile(lambda x: torch.relu(x) + 1)(torch.randn(8, device=device))
+    except Exception as error:  # whatever the compiler's stack raises means the same here: it does not work
+        failure = f"the probe failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        if wanted == "on":
+            raise HardwareError(f"torch.compile does not work here: {failure}. Use --training.compile auto.") from None
+        return Choice("off", failure)
+    return Choice("on", "asked for" if wanted == "on" else "a toy compiled and ran")

@@ -1,0 +1,87 @@
+"""`dataset.json`: what a data folder holds, with sizes and hashes to check it by."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from smallgpt.domain.errors import DataError
+
+FILE_NAME = "dataset.json"
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SplitFacts(_Facts):
+    """One token file. None stands for what adopted files do not tell."""
+
+    file: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    tokens: Count
+    """Ids in the file, end-of-text included."""
+    documents: Count | None
+    text_bytes: Count | None
+    """UTF-8 bytes of the text, without separators."""
+    sha256: str
+    longest_document: Count | None
+    """Tokens of the longest document, without end-of-text."""
+
+
+class TokenizerFacts(_Facts):
+    """Which tokenizer made the tokens; `tokenizer.json` holds it."""
+
+    kind: Literal["gpt2", "bpe", "bytes"]
+    fingerprint: str
+    end_of_text: int | None
+    vocab_size: Annotated[int, Field(ge=1)]
+
+
+class Manifest(_Facts):
+    """All of `dataset.json`."""
+
+    format_version: Literal[1] = 1
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: Annotated[int, Field(ge=1)]
+    """Every id is below it."""
+    tokenizer: TokenizerFacts | None
+    source: str
+    splits: dict[Literal["train", "validation"], SplitFacts]
+    baselines: dict[str, float] | None
+    """uniform, unigram, bigram, trigram: nats per validation token; fitted_tokens: the training tokens counted."""
+
+    @property
+    def item_size(self) -> int:
+        """Bytes of a token on disk."""
+        return 2 if self.dtype == "uint16" else 4
+
+    def save(self, folder: Path) -> None:
+        """Write `dataset.json` into folder."""
+        (folder / FILE_NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a data folder. Raises DataError when it is missing or cannot be used."""
+    path = folder / FILE_NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(_missing(folder)) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise DataError(f"{path}: {where}: {first['msg']}; prepare the data again") from error
+
+
+def _missing(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder}: no such data folder; `smallgpt prepare demo --out {folder}` makes one"
+    if (folder / "train.bin").exists():
+        return (
+            f"{folder}: token files without a {FILE_NAME}; run `smallgpt prepare bins {folder} --out NEW_FOLDER` "
+            "and use the new folder"
+        )
+    return f"{folder}: not a data folder, it has no {FILE_NAME}; `smallgpt prepare` makes one"
