@@ -12,7 +12,10 @@ class Batches(Protocol):
     """A pure function of (seed, step, row), so that no sampler has state and any number of processes sees one stream."""
 
     def rows(self, step: int, rows: range) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, (len(rows), T) int64 each, of those rows of the step's global batch; -100 marks no target."""
+        """Inputs and targets, int64, of those rows of the step's global batch; -100 marks no target.
+
+        (len(rows), T) each, or that many tokens in shorter windows.
+        """
 
 
 class Checkpoints(Protocol):

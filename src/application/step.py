@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from math import nan
 from typing import Any
 
 import torch
@@ -66,6 +68,8 @@ class Stepper:
         inputs, targets = batches.rows(step, rows)
         learning_rate = float(self.optimizers[0].param_groups[0]["lr"])
         loss, tokens = self._accumulate(inputs, targets)
+        if tokens == 0:  # the mean over no target is 0/0
+            return StepResult(nan, nan, learning_rate, 0, "loss")
         bad = self._first_bad(loss, norm := self._unscaled_norm())
         if bad is None:
             self._update(norm)
@@ -77,7 +81,7 @@ class Stepper:
     def _accumulate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Backward through every micro-batch, each weighted by its share of the global batch's valid tokens."""
         settings = self.config.training
-        micro = settings.micro_batch or settings.batch_size
+        micro = settings.micro_batch or len(inputs)
         total = self.processes.sum((targets != -100).sum()).item()
         loss = torch.zeros((), device=self.device)
         forward = self.forward or self.model
@@ -139,5 +143,5 @@ class Stepper:
 
 
 def _mix(seed: int, step: int, rank: int) -> int:
-    """A seed of its own for every (seed, step, rank): ranks below 2^12, steps below 2^20 apart, modulo 2^63."""
-    return ((seed << 32) + (step << 12) + rank) % 2**63
+    """A seed of its own for every (seed, step, rank). Hashed, because torch's CPU generator reads 32 of its bits only."""
+    return int.from_bytes(blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest())

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from smallgpt.application.ports import Batches, Checkpoints, Tracker
@@ -78,6 +79,7 @@ class Loop:
         self.step, self.tokens, self.best = state.step, loop["tokens"], loop["best"]
         self.skipped, self.skipped_in_a_row = loop["skipped"], loop["skipped_in_a_row"]
         self.started -= loop["seconds"]
+        self.last_good = f"the one of step {self.step}"
 
     def run(self) -> Outcome:
         """Train to the planned step. Raises NumericsError after max_skipped bad steps in a row."""
@@ -91,7 +93,7 @@ class Loop:
             if done or stop:
                 return self._end(finished=done)
             self._train_one_step()
-            if self._due(self.stepper.config.checkpoint.every):
+            if self._checkpoint_due():
                 self._save()
                 saved_at = self.step
 
@@ -144,16 +146,19 @@ class Loop:
         every = steps_of(amount, self.stepper.total_steps)
         return every > 0 and self.step % every == 0
 
+    def _checkpoint_due(self) -> bool:
+        """Never among bad steps: they add nothing, and broken weights would push the good checkpoints out."""
+        return self.step > 0 and not self.skipped_in_a_row and self._due(self.stepper.config.checkpoint.every)
+
     def _look_if_due(self) -> None:
         """Validation and sample of this step; the best checkpoint so far is marked. The end has an evaluation of its own."""
         config = self.stepper.config
-        if self.step < self.stepper.total_steps:
-            checkpoint_due = self.step > 0 and self._due(config.checkpoint.every)
-            if checkpoint_due or self._due(config.evaluation.every):
-                score = self._evaluate(whole=False)
-                if checkpoint_due and (self.best is None or score.nats_per_token < self.best):
-                    self.best = score.nats_per_token
-                    self.checkpoints.mark_best(self.step)
+        saved, ended = self._checkpoint_due(), self.step == self.stepper.total_steps
+        if (saved or self._due(config.evaluation.every)) and not ended:
+            score = self._evaluate(whole=False)
+            if saved and score.nats_per_token < (inf if self.best is None else self.best):
+                self.best = score.nats_per_token
+                self.checkpoints.mark_best(self.step)
         if self._due(config.evaluation.sample_every):
             sample = self.look.sample(self.stepper.model, self.step)
             self.tracker.log({"event": "sample", "step": self.step, **sample})
@@ -181,7 +186,7 @@ class Loop:
     def _end(self, *, finished: bool) -> Outcome:
         seconds = self.seconds
         final = self._evaluate(whole=True) if finished else None
-        if final is not None and (self.best is None or final.nats_per_token <= self.best):
+        if final is not None and final.nats_per_token <= (inf if self.best is None else self.best):
             self.checkpoints.mark_best(self.step)
         reason = "finished" if finished else "interrupted"
         self.tracker.log({"event": "end", "step": self.step, "seconds": seconds, "reason": reason})

@@ -19,7 +19,7 @@ Unit = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """A group of settings: frozen, and strict about unknown names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class GPTConfig(Section):
@@ -28,7 +28,7 @@ class GPTConfig(Section):
     block_size: Positive = 128
     """Longest context, in tokens."""
     vocab_size: Positive = 50304
-    """Rows of the embedding; may exceed the tokenizer's ids (padding rows are never sampled by the command line)."""
+    """Rows of the embedding. When not given, a run takes its data's, padded to a multiple of 64; padding is never sampled."""
     n_layer: Positive = 4
     """Transformer blocks."""
     n_head: Positive = 4
@@ -124,6 +124,10 @@ class TrainingConfig(Section):
     """CPU threads; all physical ones when not given."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto compiles on a GPU when a probe succeeds."""
+    short_windows: Annotated[float, Field(ge=0)] = 0.0
+    """First part of the run, steps or share, on windows half as long and twice as many: positions are learned sooner."""
+    positions: Literal["normal", "sinusoidal"] = "normal"
+    """How the position table starts: random like all tables, or as sinusoids, from which short runs learn sooner."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1337
     """Fixes initialisation, data order and dropout."""
     clip_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -136,7 +140,9 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.max_steps is not None and self.max_minutes is not None:
-            raise ValueError(f"max_steps ({self.max_steps}) and max_minutes ({self.max_minutes:g}) exclude each other")
+            raise ValueError(
+                f"max_steps ({self.max_steps}) and max_minutes ({self.max_minutes:g}) exclude each other; give one"
+            )
         return self
 
     @model_validator(mode="after")
@@ -197,11 +203,10 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
-        steps = self.training.max_steps
-        if steps is not None and steps_of(self.schedule.warmup, steps) >= steps and self.schedule.warmup > 0:
-            raise ValueError(
-                f"schedule.warmup ({self.schedule.warmup:g}) must be shorter than training.max_steps ({steps})"
-            )
+        training, warmup = self.training, self.schedule.warmup
+        steps = training.max_steps or (DEFAULT_STEPS if training.max_minutes is None else None)
+        if steps is not None and warmup >= steps:
+            raise ValueError(f"schedule.warmup ({warmup:g}) must be shorter than training.max_steps ({steps})")
         return self
 
 

@@ -174,7 +174,8 @@ class GPT(nn.Module):
         new = idx
         for _ in range(max_new_tokens):
             if idx.size(1) <= self.config.block_size:
-                cache = cache or KVCache(self.config, idx.size(0), self.lm_head.weight.device)
+                weight = self.lm_head.weight
+                cache = cache or KVCache(self.config, idx.size(0), weight.device, weight.dtype)
                 logits = self(new, cache=cache)[:, -1]  # (B, V)
             else:
                 logits = self(idx[:, -self.config.block_size :])[:, -1]

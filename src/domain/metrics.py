@@ -38,8 +38,11 @@ class Score:
 
     @property
     def bits_per_byte_interval(self) -> tuple[float, float] | None:
-        """95 % interval: blocks taken as independent, so the sum's standard error is √(blocks · variance)."""
-        if self.bits_per_byte is None or not self.text_bytes:
+        """95 % interval: blocks taken as independent, so the sum's standard error is √(blocks · variance).
+
+        None when the bytes are unknown, and for a single block, which has no spread.
+        """
+        if self.bits_per_byte is None or not self.text_bytes or self.blocks < 2:
             return None
         half = 1.96 * sqrt(self.blocks * self.block_variance) / log(2) / self.text_bytes
         return self.bits_per_byte - half, self.bits_per_byte + half
@@ -58,7 +61,7 @@ class Score:
 
 
 def flops_per_token(config: GPTConfig, context: int | None = None) -> int:
-    """Matrix-product FLOPs of one trained token, forward and backward: 6 a weight, plus 6·n_embd a causal key per layer.
+    """Matrix-product FLOPs of one trained token, forward and backward: 6 a weight, plus 12·n_embd a visible key per layer.
 
     Attention's QKᵀ and PV take 4·C FLOPs a visible key forward and twice that backward; a causal token sees (T+1)/2 keys
     on average (arXiv 2204.02311, appendix B, counts T).
@@ -121,5 +124,7 @@ def _interpolate(seen: Tensor, queries: Tensor, V: int, lower: Tensor) -> Tensor
 
 def _lookup(sorted_keys: Tensor, values: Tensor, queries: Tensor) -> Tensor:
     """values of the queries found among sorted_keys, 0 for the others."""
+    if len(sorted_keys) == 0:  # a text of fewer tokens than the table's order
+        return torch.zeros(len(queries), dtype=values.dtype)
     at = torch.searchsorted(sorted_keys, queries).clamp_max(len(sorted_keys) - 1)
     return torch.where(sorted_keys[at] == queries, values[at], torch.zeros_like(values[at]))

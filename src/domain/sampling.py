@@ -74,10 +74,10 @@ def filter_logits(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
     if sampling.repetition_penalty != 1.0:
         logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
     if sampling.temperature > 0:
-        logits = logits / sampling.temperature
+        logits = logits / max(sampling.temperature, 1e-6)  # anything smaller is greedy too, but overflows
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
-    if sampling.top_p is not None:
+    if sampling.top_p is not None and sampling.top_p < 1:  # at 1, rounding would cut a large vocabulary's tail
         logits = keep_top_p(logits, sampling.top_p)
     if sampling.min_p is not None:
         logits = keep_min_p(logits, sampling.min_p)

@@ -27,6 +27,7 @@ from smallgpt.infrastructure.run_folder import RunFolder
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+REQUIRED = {"model.safetensors", "optimizer.safetensors", "config.json", "state.json"}
 
 
 class RunCheckpoints:
@@ -38,6 +39,7 @@ class RunCheckpoints:
     def save(self, state: TrainingState) -> str:
         """Write the state; return the folder's path. Raises CheckpointError."""
         target = self.run.checkpoints_folder / f"step-{state.step:08d}"
+        self._clear_drafts()
         try:
             with folder_written_whole(target) as folder:
                 save_file(_contiguous(state.weights), folder / "model.safetensors")
@@ -48,22 +50,40 @@ class RunCheckpoints:
                     shutil.copyfile(self.tokenizer_file, folder / "tokenizer.json")
                 write_json(folder / MANIFEST, _manifest(folder))
         except (OSError, SafetensorError) as error:
+            earlier = self.run.checkpoints()
+            then = f"go on with `smallgpt train --resume {self.run.path}`" if earlier else "train anew with --out DIR"
             raise CheckpointError(
-                f"checkpoint {target} could not be written: {error}. Earlier checkpoints are untouched; free the disk, "
-                f"then `smallgpt train --resume {self.run.path}`."
+                f"checkpoint {target} could not be written: {error}.\n"
+                f"{len(earlier)} earlier ones are untouched; free the disk, then {then}."
             ) from None
-        self._prune()
+        self._prune(target)
         return str(target)
 
     def mark_best(self, step: int) -> None:
-        """Remember the checkpoint of `step` as the best; it outlives `keep`."""
-        write_json(self.run.checkpoints_folder / "best.json", {"checkpoint": f"step-{step:08d}"})
+        """Remember the checkpoint of `step` as the best; it outlives `keep`. Raises CheckpointError."""
+        path = self.run.checkpoints_folder / "best.json"
+        try:
+            write_json(path, {"checkpoint": f"step-{step:08d}"})
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} could not be written: {error}. The checkpoints are untouched; free the disk, "
+                f"then `smallgpt train --resume {self.run.path}`."
+            ) from None
 
-    def _prune(self) -> None:
+    def _prune(self, saved: Path) -> None:
+        """Remove what is older than the newest `keep`.
+
+        Checkpoints later than `saved` do not count: the run went back past them because they are damaged.
+        """
         best = best_checkpoint(self.run)
-        for path in self.run.checkpoints()[: -self.keep]:
+        for path in [path for path in self.run.checkpoints() if path <= saved][: -self.keep]:
             if path != best:
                 shutil.rmtree(path, ignore_errors=True)  # an old one that stays does no harm
+
+    def _clear_drafts(self) -> None:
+        """Remove what killed processes left half-written; the run is locked, so no other process is at it."""
+        for draft in self.run.checkpoints_folder.glob(".step-*.tmp"):
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def best_checkpoint(run: RunFolder) -> Path | None:
@@ -72,8 +92,8 @@ def best_checkpoint(run: RunFolder) -> Path | None:
         name = json.loads((run.checkpoints_folder / "best.json").read_text(encoding="utf-8"))["checkpoint"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    path = run.checkpoints_folder / Path(str(name)).name
-    return path if path.is_dir() else None
+    path = run.checkpoints_folder / str(name)
+    return path if path in run.checkpoints() else None
 
 
 def newest_good(run: RunFolder) -> tuple[Path, list[str]]:
@@ -90,7 +110,9 @@ def newest_good(run: RunFolder) -> tuple[Path, list[str]]:
             continue
         return path, problems
     found = "; ".join(problems) or f"{run.checkpoints_folder} holds none"
-    raise CheckpointError(f"{run.path} has no usable checkpoint: {found}. Start anew with `smallgpt train --out DIR`.")
+    raise CheckpointError(
+        f"{run.path} has no usable checkpoint: {found}.\nStart anew with `smallgpt train` in another folder (--out)."
+    )
 
 
 def verify(folder: Path) -> None:
@@ -101,7 +123,10 @@ def verify(folder: Path) -> None:
             f"{folder} has format version {manifest.get('format_version')}; this smallgpt reads {FORMAT_VERSION}. "
             "Use the version of smallgpt that wrote it."
         )
-    for name, expected in manifest["files"].items():
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not files.keys() >= REQUIRED or not all(map(_is_entry, files.values())):
+        raise CheckpointError(f"{folder / MANIFEST} is damaged: it does not describe every file of a checkpoint")
+    for name, expected in files.items():
         path = folder / Path(name).name
         if not path.is_file():
             raise CheckpointError(f"{path} is missing")
@@ -143,6 +168,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def _manifest(folder: Path) -> dict[str, Any]:
     files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
     return {"format_version": FORMAT_VERSION, "files": files}
+
+
+def _is_entry(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() >= {"bytes", "sha256"}
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ def choose_device(wanted: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (device.index or 0) >= count:
         raise HardwareError(
-            f"device {wanted!r} is not there: torch {torch.__version__} sees {count} CUDA devices; use --training.device auto"
+            f"device {wanted!r} is not there: torch {torch.__version__} sees {count} CUDA devices; use auto or cpu"
         )
     return device
 
@@ -76,8 +76,9 @@ def choose_threads(wanted: int | None) -> Choice:
     """CPU threads for torch: as wished, else OMP_NUM_THREADS, else every core this process may use."""
     if wanted is not None:
         return Choice(str(wanted), "asked for")
-    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return Choice(os.environ["OMP_NUM_THREADS"], "OMP_NUM_THREADS")
+    variable = os.environ.get("OMP_NUM_THREADS", "")
+    if variable.isdecimal() and int(variable) > 0:
+        return Choice(variable, "OMP_NUM_THREADS")
     cores = len(os.sched_getaffinity(0))
     return Choice(str(cores), f"{cores} cores are available to this process")
 

@@ -69,5 +69,9 @@ def _take_place(draft: Path, target: Path) -> None:
         return
     old = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")
     target.rename(old)
-    draft.rename(target)
+    try:
+        draft.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
     shutil.rmtree(old)

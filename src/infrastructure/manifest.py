@@ -66,7 +66,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / FILE_NAME
     try:
         return Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(_missing(folder)) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
@@ -77,6 +77,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _missing(folder: Path) -> str:
+    if folder.is_file():
+        return f"{folder}: a file, not a data folder; `smallgpt prepare text {folder} --out NEW_FOLDER` makes one of a text"
     if not folder.is_dir():
         return f"{folder}: no such data folder; `smallgpt prepare demo --out {folder}` makes one"
     if (folder / "train.bin").exists():

@@ -88,11 +88,10 @@ def prepare_text(
     overwrite, which replaces a data folder and nothing else), and a disk that is full or cannot be written.
     """
     check_target(out, overwrite)
-    train, validation = split_documents(
-        read_documents(files, separator=separator, field=field, encoding=encoding), validation_share
-    )
-    made = make_tokenizer(tokenizer, train, vocab_size, progress)
     source = ", ".join(path.name for path in files)
+    documents = read_documents(files, separator=separator, field=field, encoding=encoding)
+    train, validation = split_documents(documents, validation_share, source)
+    made = make_tokenizer(tokenizer, train, vocab_size, progress)
     return write_data_folder(out, train, validation, made, source, overwrite=overwrite, progress=progress)
 
 
@@ -106,6 +105,10 @@ def make_tokenizer(choice: str, texts: Iterable[str], vocab_size: int, progress:
         case "bytes":
             return byte_tokenizer()
     if choice.endswith(".json"):
+        if not Path(choice).is_file():
+            raise ConfigError(
+                f"tokenizer {choice}: no such file; a data folder and a checkpoint each have a tokenizer.json"
+            )
         return load_tokenizer(Path(choice))
     raise ConfigError(f"tokenizer {choice!r} is unknown: gpt2, bpe, bytes, or the path of a tokenizer.json")
 

@@ -39,7 +39,7 @@ class RunFolder:
             return RunConfig.model_validate(tomllib.loads(self.config_file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise CheckpointError(
-                f"{self.path} is no run: it has no config.toml. `smallgpt train --out {self.path}` would make one."
+                f"{self.path} is no run: it has no config.toml; name a folder that `smallgpt train` made."
             ) from None
         except (tomllib.TOMLDecodeError, ValidationError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{self.config_file} cannot be read: {str(error).splitlines()[0]}") from None
@@ -63,7 +63,7 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop the events that a run resumed at `step` will write again."""
-        again = {"validation", "sample", "checkpoint", "end"}
+        again = {"validation", "sample", "end"}
         kept = [e for e in self.metrics() if e["step"] < step or (e["step"] == step and e["event"] not in again)]
         write_atomically(self.metrics_file, "".join(json.dumps(e) + "\n" for e in kept))
 

@@ -1,6 +1,6 @@
 """Token files: memory-mapped splits of a data folder, and the batches and blocks that are cut from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +151,7 @@ class WindowBatches:
         self.windows = max(1, len(tokens) // block_size - 1)
         """Windows in an epoch."""
 
-    def rows(self, step: int, rows: range) -> tuple[Tensor, Tensor]:
+    def rows(self, step: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Inputs and targets, (len(rows), block_size) int64 each, of those rows of the step's batch."""
         T = self._block_size
         sample = np.asarray(rows, dtype=np.int64) + step * self._batch_size
@@ -161,6 +161,24 @@ class WindowBatches:
         start = phase + T * permute(index, self.windows, key)
         window = self._tokens[start[:, None] + np.arange(T + 1)].astype(np.int64)
         return torch.from_numpy(window[:, :-1].copy()), torch.from_numpy(window[:, 1:].copy())
+
+
+class ShortThenFull:
+    """Batches of windows half as long, and twice as many, for the first `short_steps`; full windows from then on.
+
+    A step has the same number of tokens in both parts, and row r of a batch stands for the short windows 2r and 2r + 1.
+    """
+
+    def __init__(self, tokens: Tokens, *, block_size: int, batch_size: int, seed: int, short_steps: int) -> None:
+        self.short_steps = short_steps
+        self.short = WindowBatches(tokens, block_size=max(1, block_size // 2), batch_size=2 * batch_size, seed=seed)
+        self.full = WindowBatches(tokens, block_size=block_size, batch_size=batch_size, seed=seed)
+
+    def rows(self, step: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """See application.ports.Batches."""
+        if step >= self.short_steps:
+            return self.full.rows(step, rows)
+        return self.short.rows(step, [2 * row + half for row in rows for half in (0, 1)])
 
 
 def evaluation_blocks(

@@ -56,7 +56,7 @@ class Scalars:
 
 
 def open_tracker(name: str, run: Path, config: dict[str, Any]) -> Scalars:
-    """An external tracker by name. Raises ConfigError when it is unknown or not installed."""
+    """An external tracker by name. Raises ConfigError when it is unknown, not installed, or does not start."""
     openers = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb}
     if name not in openers:
         raise ConfigError(f"unknown tracker {name!r}; use {', '.join(openers)}")
@@ -64,6 +64,9 @@ def open_tracker(name: str, run: Path, config: dict[str, Any]) -> Scalars:
         return openers[name](run, config)
     except ImportError:
         raise ConfigError(f"--track {name} needs a package: pip install 'smallgpt[track]'") from None
+    except Exception as error:  # of the trackers' own kinds: no key, no network, no disk
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"--track {name} cannot start: {words}\nmend that, or leave --track {name} out") from error
 
 
 def _tensorboard(run: Path, config: dict[str, Any]) -> Scalars:
@@ -89,5 +92,6 @@ def _trackio(run: Path, config: dict[str, Any]) -> Scalars:
 def _wandb(run: Path, config: dict[str, Any]) -> Scalars:
     import wandb
 
+    run.mkdir(parents=True, exist_ok=True)
     session = wandb.init(project="smallgpt", name=run.name, config=config, dir=str(run))
     return Scalars(lambda numbers, step: session.log(numbers, step=step), session.finish)

@@ -30,7 +30,7 @@ def test_the_same_seed_tells_the_same_stories_on_every_machine() -> None:
     assert text.startswith("\n".join(demo.stories(10)))
     assert text != "\n".join(demo.stories(50, seed=1))
     # Recorded; changes with the grammar, and with nothing else.
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "2744e815288c3838"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "25c9cd988f8810f5"
 
 
 def test_all_stories_differ_so_that_held_out_ones_are_new(splits: tuple[list[str], list[str]]) -> None:
@@ -44,7 +44,7 @@ def test_the_training_stories_have_the_promised_words_and_size(splits: tuple[lis
     vocabulary = {word for story in train for word in re.findall(r"[a-z]+", story.lower())}
     assert len(vocabulary) >= 1_000
     assert 6e6 < sum(len(story.encode()) for story in train) < 14e6
-    assert all(60 <= len(story.split()) <= 180 for story in train)
+    assert all(60 <= len(story.split()) <= 160 for story in train)
 
 
 def test_the_stories_are_clean_english_text(splits: tuple[list[str], list[str]]) -> None:
@@ -99,7 +99,8 @@ def drop_a_word(story: str, rng: random.Random) -> str:
 
 
 def drop_the_ending(story: str, rng: random.Random) -> str:
-    return story[: story.rindex("\n\n")]
+    """Without its last two or three sentences (the very last may be an optional one)."""
+    return story[: list(SENTENCE.finditer(story))[-rng.choice([2, 3])].start()].rstrip()
 
 
 def cut_short(story: str, rng: random.Random) -> str:
@@ -122,7 +123,7 @@ def begin_late(story: str, rng: random.Random) -> str:
         begin_late,
         *(
             pytest.param(lambda story, rng, cast=cast: another_of(cast, story, rng), id=f"another {cast}")
-            for cast in ("hero", "helper", "friend", "toy", "flyer", "pet", "ingredient", "goal")
+            for cast in ("hero", "helper", "friend", "toy", "flyer", "pet", "ingredient", "goal", "dare")
         ),
     ],
 )
@@ -139,7 +140,7 @@ def test_only_one_whole_story_parses() -> None:
     assert demo.parses(f"\n{first} \n")
     assert not demo.parses(f"{first}\n\n{second}")
     assert not demo.parses(first.lower())
-    assert not demo.parses(first.replace("\n\n", " "))
+    assert not demo.parses(first.replace(". ", ".\n\n"))
     assert not demo.parses("")
     assert not demo.parses("Once upon a time, there was a model.")
 
@@ -150,7 +151,7 @@ def test_every_rule_and_cast_is_used_and_none_hides_another() -> None:
     for name, shape in GRAMMAR["shape"].items():
         own = {rule: lines for rule, lines in shape.items() if rule != "story"}
         assert not own.keys() & shared.keys(), f"shape {name} hides a shared rule"
-        steps = {step.rstrip("?") for paragraph in shape["story"] for step in paragraph.split()}
+        steps = {step.rstrip("?") for step in shape["story"].split()}
         used = steps | set(re.findall(r"<(\w+)>", "".join(own.values())))
         assert own.keys() <= used, f"shape {name} has rules that nothing names"
         named |= used
@@ -165,4 +166,4 @@ def test_no_two_people_share_a_name() -> None:
     names = [
         name for cast in ("hero", "helper", "friend") for name in re.findall(r"([A-Z]\w+),", GRAMMAR["cast"][cast])
     ]
-    assert len(names) == len(set(names)) > 100
+    assert len(names) == len(set(names)) > 50

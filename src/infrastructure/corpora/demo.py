@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Record = Mapping[str, str]  # fields of a character, place or thing: {"name": "Mia", "they": "she", "They": "She", ...}
 Bound = dict[str, Record]  # cast -> the record that this story has drawn
@@ -141,16 +141,13 @@ def _records(table: str, pronouns: Mapping[str, Record]) -> list[Record]:
     return records
 
 
-def _shape(shape: Mapping[str, Any], shared: Mapping[str, str]) -> Parts:
-    """A shape's paragraphs of rule names, as parts: a space between sentences, an empty line between paragraphs."""
-    rules = {**shared, **{name: lines for name, lines in shape.items() if name != "story"}}
+def _shape(shape: Mapping[str, str], shared: Mapping[str, str]) -> Parts:
+    """The sentences of a shape as parts, with a space between them."""
+    rules = {**shared, **shape}
     parts: list[Part] = []
-    for paragraph in shape["story"]:
-        gap = "\n\n" if parts else ""
-        for name in paragraph.split():
-            sentence = (gap, _rule(name.rstrip("?"), rules))
-            parts += [Choice((sentence, ()))] if name.endswith("?") else sentence
-            gap = " "
+    for name in shape["story"].split():
+        sentence = (" " if parts else "", _rule(name.rstrip("?"), rules))
+        parts += [Choice((sentence, ()))] if name.endswith("?") else sentence
     return tuple(parts)
 
 

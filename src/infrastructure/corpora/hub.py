@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from smallgpt.domain.errors import DataError
@@ -52,7 +53,7 @@ def hub_documents(
         raise DataError(f"{name}: column {column!r} holds {kind}, not text; choose another with --column")
     validation = next((splits[each] for each in VALIDATION_NAMES if each in splits), None)
     if validation is None:
-        return split_documents(HubText(train, column), validation_share)
+        return split_documents(HubText(train, column), validation_share, name)
     return HubText(train, column), HubText(validation, column)
 
 
@@ -61,8 +62,10 @@ def _load(name: str, config: str | None) -> dict[str, Any]:
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise DataError(f"{name}: no such dataset on the hub, and no folder; on the hub it would be OWNER/NAME")
     try:
-        with _quiet():
+        with _quiet(), _offline_unless(Path(name).is_dir() or _hub_answers()):
             return dict(datasets.load_dataset(name, config))
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise DataError(
@@ -70,10 +73,38 @@ def _load(name: str, config: str | None) -> dict[str, Any]:
         ) from error
     except OSError as error:  # no network, offline mode, a cache that cannot be written: all are OSErrors
         if isinstance(error, ConnectionError):
-            raise DataError(f"{name}: the hub cannot be reached ({_first(error)}); {_WITHOUT_NETWORK}") from error
+            raise DataError(f"{name}: the hub cannot be reached; {_WITHOUT_NETWORK}") from error
         raise DataError(f"{name}: {_first(error)}; the datasets cache can be moved with HF_HOME") from error
     except Exception as error:  # the libraries below raise their own kinds: HTTP, Arrow, configuration, scripts
         raise DataError(f"{name}: the dataset cannot be loaded: {type(error).__name__}, {_first(error)}") from error
+
+
+def _hub_answers(seconds: float = 5.0) -> bool:
+    """Does the hub say anything at all within some seconds?"""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=seconds)
+    except Exception:  # of the HTTP library, which is not the same in every version
+        return False
+    return True
+
+
+@contextmanager
+def _offline_unless(reachable: bool) -> Iterator[None]:
+    """Without a network the libraries take what is in the cache at once, instead of after half a minute of retries."""
+    import datasets
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if not reachable:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 @contextmanager

@@ -42,18 +42,18 @@ class Side:
                 yield part
 
 
-def split_documents(documents: Iterable[str], share: float = 0.05) -> tuple[Side, Side]:
+def split_documents(documents: Iterable[str], share: float = 0.05, source: str = "the input") -> tuple[Side, Side]:
     """Training and validation documents; validation gets about `share` of the text. `documents` is read more than once.
 
     Raises ConfigError for a share outside (0, 1), DataError when there is no text.
     """
     if not 0 < share < 1:
         raise ConfigError(f"validation_share ({share:g}) must lie between 0 and 1")
-    held_out = _choose(documents, share)
+    held_out = _choose(documents, share, source)
     return Side(documents, held_out, 0), Side(documents, held_out, 1)
 
 
-def _choose(documents: Iterable[str], share: float) -> HeldOut:
+def _choose(documents: Iterable[str], share: float, source: str) -> HeldOut:
     """Many documents: those whose hash is small. Few: enough by size or, where none fits, the end of the longest."""
     distinct: dict[int, str] = {}
     texts = (text for text in documents if text.strip())
@@ -62,7 +62,7 @@ def _choose(documents: Iterable[str], share: float) -> HeldOut:
         if len(distinct) == _FEW:
             return HeldOut(below=int(share * _HASHES))
     if not distinct:
-        raise DataError("there is no text in the input, only white space; give files with text in them")
+        raise DataError(f"{source}: no text, or only white space; give files with text in them")
 
     wanted = share * sum(map(len, distinct.values()))
     chosen, filled = set(), 0

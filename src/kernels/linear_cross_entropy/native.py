@@ -20,6 +20,8 @@ def linear_cross_entropy(
     x: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float, ignore_index: int
 ) -> Tensor:
     """See domain.ops.LinearCrossEntropy. Under autocast the products run in its dtype; statistics are fp32."""
+    if not torch.is_grad_enabled():  # inside apply() it never is
+        x, weight = x.detach(), weight.detach()
     loss: Tensor = _LinearCrossEntropy.apply(x, weight, targets, label_smoothing, ignore_index)  # type: ignore[no-untyped-call]
     return loss
 

@@ -1,0 +1,127 @@
+"""What this machine is: processor, memory, disk, GPUs, versions, caches. Linux; what it does not tell is None."""
+
+import getpass
+import os
+import platform
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "triton", "numpy", "tiktoken", "tokenizers", "datasets", "pydantic", "safetensors", "cyclopts")
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One CUDA device as torch sees it."""
+
+    name: str
+    capability: str
+    """Compute capability, such as 7.5."""
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The machine around this process."""
+
+    processor: str
+    cores: int | None
+    """Physical ones of the whole machine."""
+    usable_threads: int
+    """Logical ones that this process may use."""
+    memory_bytes: int | None
+    """Of the machine, or of the container if that is less."""
+    available_memory_bytes: int | None
+    free_disk_bytes: int
+    """In the current folder."""
+    gpus: list[GPU]
+
+
+def hardware() -> Hardware:
+    """Look at the machine; starts no CUDA context unless there is a GPU."""
+    memory = _meminfo()
+    limits = [size for size in (memory.get("MemTotal"), _container_memory()) if size]
+    processor, cores = _processor()
+    return Hardware(
+        processor=processor,
+        cores=cores,
+        usable_threads=len(os.sched_getaffinity(0)),
+        memory_bytes=min(limits, default=None),
+        available_memory_bytes=memory.get("MemAvailable"),
+        free_disk_bytes=shutil.disk_usage(Path.cwd()).free,
+        gpus=_gpus(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that decide results and speed."""
+    return {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
+
+
+def caches() -> dict[str, Path]:
+    """Folders that libraries write to, each by the environment variable that moves it."""
+    temporary = Path(tempfile.gettempdir())
+    home = {
+        "HF_HOME": Path("~/.cache/huggingface"),
+        "TIKTOKEN_CACHE_DIR": temporary / "data-gym-cache",
+        "TRITON_CACHE_DIR": Path("~/.triton/cache"),
+        "TORCHINDUCTOR_CACHE_DIR": temporary / f"torchinductor_{getpass.getuser()}",
+    }
+    return {name: Path(os.environ.get(name) or default).expanduser() for name, default in home.items()}
+
+
+def is_writable(folder: Path) -> bool:
+    """May this process write into the folder, or make it? Asks without writing."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+
+
+def _gpus() -> list[GPU]:
+    if not torch.cuda.is_available():
+        return []
+    seen = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [GPU(gpu.name, f"{gpu.major}.{gpu.minor}", gpu.total_memory) for gpu in seen]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> tuple[str, int | None]:
+    """Model name and physical cores, from /proc/cpuinfo."""
+    name, cores, socket = platform.processor() or platform.machine(), set(), ""
+    for line in _lines("/proc/cpuinfo"):
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "model name":
+            name = value
+        elif key == "physical id":
+            socket = value
+        elif key == "core id":
+            cores.add((socket, value))
+    return name, len(cores) or None
+
+
+def _meminfo() -> dict[str, int]:
+    """/proc/meminfo in bytes."""
+    fields = [line.replace(":", "").split() for line in _lines("/proc/meminfo")]
+    return {field[0]: 1024 * int(field[1]) for field in fields if field[2:] == ["kB"]}
+
+
+def _container_memory() -> int | None:
+    """The limit of this control group (version 2); "max" is none."""
+    words = "".join(_lines("/sys/fs/cgroup/memory.max")).strip()
+    return int(words) if words.isdigit() else None
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,60 @@
+"""How a run looks at its model: validation loss and a continued prompt."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+from smallgpt.application.evaluation import evaluate
+from smallgpt.application.generation import continuation
+from smallgpt.domain.config import EvaluationConfig
+from smallgpt.domain.gpt import GPT
+from smallgpt.domain.metrics import Score
+from smallgpt.domain.sampling import Sampling
+from smallgpt.infrastructure.token_store import TokenStore, evaluation_blocks
+from smallgpt.infrastructure.tokenizers import Tokenizer
+
+SAMPLING = Sampling(temperature=0.8, top_k=50)  # of the samples shown while training
+
+
+def evaluator(store: TokenStore, max_tokens: int) -> Callable[[GPT, AbstractContextManager[Any], bool], Score]:
+    """Scores a model on the validation split: all of it, or its first max_tokens."""
+
+    def score(model: GPT, autocast: AbstractContextManager[Any], whole: bool) -> Score:
+        return evaluate_split(model, store, "validation", max_tokens=None if whole else max_tokens, autocast=autocast)
+
+    return score
+
+
+def evaluate_split(
+    model: GPT,
+    store: TokenStore,
+    split: str,
+    *,
+    max_tokens: int | None = None,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> Score:
+    """Score a model on a split's first max_tokens, or on all of it; a part's bytes are its share of the split's."""
+    tokens, text_bytes = store.tokens(split), store.text_bytes(split)
+    if max_tokens is not None and max_tokens < len(tokens) and text_bytes is not None:
+        text_bytes = round(text_bytes * max_tokens / len(tokens))
+    blocks = evaluation_blocks(tokens, model.config.block_size, store.end_of_text, max_tokens=max_tokens)
+    return evaluate(model, blocks, text_bytes, autocast=autocast)
+
+
+def sampler(config: EvaluationConfig, seed: int, tokenizer: Tokenizer | None) -> Callable[[GPT, int], dict[str, Any]]:
+    """Continues the configured prompt with the same random numbers every time; without a tokenizer, ids are all there is."""
+    prompt = config.prompt if tokenizer is not None else ""
+    ids = tokenizer.encode(prompt) if tokenizer is not None else []
+    if not ids:
+        ids = [tokenizer.end_of_text if tokenizer is not None and tokenizer.end_of_text is not None else 0]
+    n_tokens = tokenizer.vocab_size if tokenizer is not None else None
+    sampling = replace(SAMPLING, n_tokens=n_tokens)
+
+    def sample(model: GPT, step: int) -> dict[str, Any]:
+        end = tokenizer.end_of_text if tokenizer is not None else None
+        new = list(continuation(model, ids, config.sample_tokens, sampling, seed=seed, end=end))
+        text = tokenizer.decode(new) if tokenizer is not None else " ".join(map(str, new))
+        return {"prompt": prompt, "text": prompt + text}
+
+    return sample

@@ -1,0 +1,73 @@
+"""From a folder to a model: runs, checkpoints and exported folders."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from smallgpt.domain.errors import CheckpointError
+from smallgpt.domain.gpt import GPT
+from smallgpt.domain.ops import TORCH_OPS, Ops
+from smallgpt.infrastructure import checkpoints, devices
+from smallgpt.infrastructure.run_folder import RunFolder
+from smallgpt.infrastructure.tokenizers import Tokenizer, load_tokenizer
+from smallgpt.kernels.select import select
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model ready to be used, and where it came from."""
+
+    model: GPT
+    tokenizer: Tokenizer | None
+    step: int | None
+    path: Path
+    run: RunFolder | None
+
+
+def load(path: str | Path, device: str = "cpu") -> GPT:
+    """The model of a run, checkpoint or exported folder, in eval mode."""
+    return open_model(Path(path), device).model
+
+
+def open_model(path: Path, device: str = "cpu", kernels: str = "torch") -> OpenedModel:
+    """A run (its best checkpoint, else its newest good one), a checkpoint, or a folder of weights and config.
+
+    Raises CheckpointError.
+    """
+    run, folder = _resolve(path)
+    place = devices.choose_device(device)
+    if (folder / checkpoints.MANIFEST).exists():
+        try:
+            checkpoints.verify(folder)
+        except CheckpointError as error:
+            words = str(error).rstrip(".")
+            raise CheckpointError(f"{words}.\nName another checkpoint in {folder.parent}, or train anew.") from None
+    model = GPT(checkpoints.read_model_config(folder), _inference_ops(kernels, place))
+    try:
+        model.load_state_dict(checkpoints.read_weights(folder))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{folder}: weights and config.json do not fit: {str(error).splitlines()[1].strip()}"
+        ) from None
+    tokenizer_file = folder / "tokenizer.json"
+    tokenizer = load_tokenizer(tokenizer_file) if tokenizer_file.exists() else None
+    number = folder.name.removeprefix("step-")
+    step = int(number) if number.isdecimal() else None
+    return OpenedModel(model.to(place).eval(), tokenizer, step, folder, run)
+
+
+def _resolve(path: Path) -> tuple[RunFolder | None, Path]:
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not there. Train one: `smallgpt train demo`.")
+    if (path / "model.safetensors").exists():
+        run = RunFolder(path.parent.parent)
+        return (run if run.config_file.exists() else None), path
+    run = RunFolder(path)
+    if not run.config_file.exists():
+        raise CheckpointError(f"{path} is neither a run (config.toml) nor a model (model.safetensors).")
+    return run, checkpoints.best_checkpoint(run) or checkpoints.newest_good(run)[0]
+
+
+def _inference_ops(kernels: str, device: torch.device) -> Ops:
+    return TORCH_OPS if kernels == "torch" else select(kernels, device).ops  # type: ignore[arg-type]

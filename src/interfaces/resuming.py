@@ -1,0 +1,55 @@
+"""Going on with a run: which state, and what may have changed since."""
+
+from collections.abc import Callable
+
+from smallgpt.domain.config import RunConfig
+from smallgpt.domain.errors import CheckpointError, ConfigError
+from smallgpt.domain.state import TrainingState
+from smallgpt.infrastructure import checkpoints
+from smallgpt.infrastructure.run_folder import RunFolder
+from smallgpt.infrastructure.token_store import TokenStore
+
+# What may change when a run goes on: its length, where and how it is computed, and what is looked at and kept.
+FREE_SECTIONS = {"evaluation", "checkpoint", "kernels"}
+FREE_SETTINGS = {
+    "training": {"max_steps", "max_minutes", "micro_batch", "precision", "device", "threads", "compile", "max_skipped"},
+    "data": {"path", "corpus", "tokenizer", "vocab_size"},  # its sha256 may not
+}
+
+
+def check_same_data(config: RunConfig, store: TokenStore) -> None:
+    """Raises CheckpointError when the run whose settings these are was trained on other tokens than the store's."""
+    if config.data.sha256 not in (None, store.sha256("train")):
+        raise CheckpointError(
+            f"{store.folder} holds other tokens than this run was trained on "
+            f"(SHA-256 {store.sha256('train')[:12]}, not {str(config.data.sha256)[:12]}).\n"
+            "Give its own data, or start a new run with --out instead of --resume."
+        )
+
+
+def check_resumable(before: RunConfig, now: RunConfig) -> None:
+    """Raises ConfigError that lists the settings which would make the resumed run another run."""
+    changes = []
+    for section in sorted(set(RunConfig.model_fields) - FREE_SECTIONS):
+        old, new = getattr(before, section).model_dump(), getattr(now, section).model_dump()
+        for name in sorted(old.keys() - FREE_SETTINGS.get(section, set())):
+            if old[name] != new[name]:
+                changes.append(f"{section}.{name} {old[name]} -> {new[name]}")
+    if changes:
+        raise ConfigError(
+            f"this cannot change when a run is resumed: {'; '.join(changes)}.\nLeave it out, or start a new run with --out."
+        )
+
+
+def state_to_resume(run: RunFolder, config: RunConfig, warn: Callable[[str], None]) -> TrainingState:
+    """The newest checkpoint that is whole; `warn` hears of those that are not. Raises CheckpointError, ConfigError."""
+    path, problems = checkpoints.newest_good(run)
+    for problem in problems:
+        warn(f"passed over a damaged checkpoint: {problem}")
+    saved = checkpoints.load_checkpoint(path)
+    if config.training.max_steps is not None and config.training.max_steps < saved.step:
+        raise ConfigError(
+            f"training.max_steps ({config.training.max_steps}) is less than the {saved.step} steps that {run.path} has done; "
+            "a run can only get longer"
+        )
+    return saved

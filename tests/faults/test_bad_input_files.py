@@ -1,0 +1,391 @@
+"""Files of every wrong kind, data folders that were tampered with, disks that refuse, networks that are not there."""
+
+import errno
+import json
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from smallgpt.infrastructure.manifest import read_manifest
+from smallgpt.infrastructure.token_store import open_store
+
+Refused = Callable[..., None]
+Run = Callable[..., Any]
+
+TEXT = Path("stories.txt")
+PREPARE = ["prepare", "text", "x.txt", "--tokenizer", "bytes", "--out", "new"]
+
+
+# --- texts
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["x.txt", "no text", "give files with text"]),
+        (b" \n\n\t ", ["x.txt", "no text", "white space"]),
+        (b"a", ["x.txt", "1 bytes of text", "give more text"]),
+        (b"plain text\n" * 9 + b"caf\xe9", ["x.txt", "0xE9 at offset 102", "--encoding latin-1"]),
+        ("héllo, how are you? ".encode("utf-16-le") * 20, ["x.txt", "UTF-16", "--encoding utf-16-le"]),
+        ("hello, how are you? ".encode("utf-16-be") * 20, ["x.txt", "UTF-16", "--encoding utf-16-be"]),
+        (b"text with a \0 inside" * 9, ["x.txt", "NUL", "offset 12", "not text"]),
+        (b"a line of text\n" * 5000 + b"a \0", ["x.txt, line 5001", "NUL"]),
+        (b"\x7fELF" + bytes(range(256)) * 9, ["x.txt", "NUL", "binary"]),
+        (b"\x89PNG\r\n\x1a" + bytes(range(1, 256)) * 9, ["x.txt", "0x89 at offset 0"]),
+    ],
+    ids=["empty", "white", "one", "latin-1", "utf-16-le", "utf-16-be", "nul", "late-nul", "elf", "png"],
+)
+def test_text_that_is_none(here: Path, refused: Refused, content: bytes, words: list[str]) -> None:
+    Path("x.txt").write_bytes(content)
+    refused(PREPARE, 3, *words)
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda text: b"\xef\xbb\xbf" + text.encode(),
+        lambda text: text.replace("\n", "\r\n").encode(),
+        lambda text: text.encode("utf-16"),
+    ],
+    ids=["byte-order mark", "CRLF", "UTF-16"],
+)
+def test_text_in_another_guise_is_the_same_text(here: Path, run: Run, encode: Callable[[str], bytes]) -> None:
+    Path("x.txt").write_bytes(encode(TEXT.read_text()))
+    assert run(*PREPARE).code == 0
+    for name in ("train.bin", "validation.bin"):
+        assert Path("new", name).read_bytes() == Path("data", name).read_bytes()
+
+
+def test_ten_megabytes_on_one_line_are_text(here: Path, run: Run) -> None:
+    pick = random.Random(0).choice
+    Path("x.txt").write_text(" ".join(pick(["the", "cat", "sat", "on", "a", "mat"]) for _ in range(2_900_000)))
+    assert Path("x.txt").stat().st_size > 9_500_000
+    began = time.perf_counter()
+    assert run("prepare", "text", "x.txt", "--tokenizer", "bpe", "--vocab-size", "300", "--out", "new").code == 0
+    assert time.perf_counter() - began < 60
+    manifest = read_manifest(Path("new"))
+    held_out = manifest.splits["validation"].text_bytes or 0
+    assert held_out + (manifest.splits["train"].text_bytes or 0) == Path("x.txt").stat().st_size
+    assert 0.04 < held_out / 1e7 < 0.06
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+def test_the_name_of_end_of_text_inside_a_text_stays_text(here: Path, run: Run, tokenizer: str) -> None:
+    line = "Then she wrote <|endoftext|> and laughed."
+    Path("x.txt").write_text("\n<|endoftext|>\n".join([line] * 3 + [f"{line} Day {n}." for n in range(30)]))
+    words = ["prepare", "text", "x.txt", "--tokenizer", tokenizer, "--vocab-size", "300", "--out", "new"]
+    assert run(*words).code == 0
+    store = open_store(Path("new"))
+    tokenizer_in_use = store.tokenizer()
+    assert tokenizer_in_use is not None
+    for split in ("train", "validation"):
+        ids = store.tokens(split)
+        documents = int((ids == store.end_of_text).sum())
+        assert documents == store.documents(split)
+        assert tokenizer_in_use.decode(ids.tolist()).count("<|endoftext|>") == 2 * documents
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.jsonl", b'{"body": "x"}\n', ["x.jsonl, line 1", "no field 'text'", "body", "--field"]),
+        ("x.jsonl", b'{"text": "x"}\n{oops\n', ["x.jsonl, line 2", "not JSON", "{oops"]),
+        ("x.jsonl", b'{"text": null}\n', ["x.jsonl, line 1", "null"]),
+        ("x.jsonl", b'["text"]\n', ["x.jsonl, line 1", "not a JSON object"]),
+        ("x.jsonl", b"[" * 100_000, ["x.jsonl, line 1", "not JSON"]),
+        ("x.parquet", b"PAR1 not really", ["x.parquet", "Parquet"]),
+        ("x.txt.gz", b"not gzip", ["x.txt.gz", "damaged"]),
+        ("x.jsonl.zst", b"not zstd", ["x.jsonl.zst"]),
+        ("x.docx", b"PK\3\4", ["x.docx", ".txt, .jsonl, .parquet"]),
+    ],
+)
+def test_files_that_do_not_hold_what_their_names_say(
+    here: Path, refused: Refused, name: str, content: bytes, words: list[str]
+) -> None:
+    Path(name).write_bytes(content)
+    refused(["prepare", "text", name, "--out", "new"], 3, *words)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["prepare", "text", "nope.txt", "--out", "new"], ["nope.txt", "no such file or folder"]),
+        (["prepare", "text", "stories.txt", "nope.txt", "--out", "new"], ["nope.txt"]),
+        (["prepare", "text", "runs/small/checkpoints", "--out", "new"], ["checkpoints: no .txt", "in this folder"]),
+        (["prepare", "text", "stories.txt", "--out", "data"], ["data exists already", "--overwrite"]),
+        (["prepare", "text", "stories.txt", "--out", "runs", "--overwrite"], ["runs is not a data folder"]),
+        (["prepare", "bins", "nope", "--out", "new"], ["nope", "no train.bin"]),
+        (["prepare", "bins", "runs", "--out", "new"], ["runs", "no train.bin"]),
+        (["prepare", "hub", "./nope", "--out", "new"], ["./nope", "no folder", "OWNER/NAME"]),
+        (["train", "--data", "nope"], ["nope", "no such data folder", "smallgpt prepare"]),
+        (["train", "--data", "stories.txt"], ["stories.txt", "not a data folder", "smallgpt prepare text stories.txt"]),
+        (["train", "--data", "runs"], ["runs", "no dataset.json"]),
+        (["evaluate", "runs/small", "--text", "nope.txt"], ["nope.txt"]),
+        (["evaluate", "runs/small", "--data", "runs"], ["runs", "no dataset.json"]),
+        (["generate", "runs/small", "--prompt-file", "nope.txt"], ["nope.txt", "No such file", "check the path"]),
+    ],
+)
+def test_files_and_folders_that_are_missing_or_others(
+    here: Path, refused: Refused, command: list[str], words: list[str]
+) -> None:
+    refused(command, 3, *words)
+
+
+def test_an_empty_text_cannot_be_scored(here: Path, refused: Refused) -> None:
+    Path("x.txt").write_text("\n \n")
+    refused(["evaluate", "runs/small", "--text", "x.txt"], 3, "no text in x.txt")
+
+
+def test_a_block_longer_than_the_data(here: Path, refused: Refused) -> None:
+    tokens = len(open_store(Path("data")).tokens("validation"))
+    command = ["train", "--data", "data", "--out", "runs/new", "--model.block-size=4096"]
+    refused(command, 3, f"validation split of data has {tokens} tokens", "4097", "--model.block-size")
+
+
+# --- token files
+
+
+def write_bins(folder: Path, train: list[int], validation: list[int]) -> None:
+    folder.mkdir()
+    np.array(train, dtype="<u2").tofile(folder / "train.bin")
+    np.array(validation, dtype="<u2").tofile(folder / "val.bin")
+
+
+def test_token_files_with_half_a_token(here: Path, refused: Refused) -> None:
+    write_bins(Path("bins"), [1, 2, 3] * 100, [1, 2] * 50)
+    with Path("bins/train.bin").open("ab") as file:
+        file.write(b"\1")
+    refused(["prepare", "bins", "bins", "--out", "new"], 3, "train.bin", "601 bytes", "16-bit")
+    Path("bins/train.bin").write_bytes(b"")
+    refused(["prepare", "bins", "bins", "--out", "new"], 3, "train.bin", "0 bytes")
+
+
+def test_token_files_with_an_id_that_the_tokenizer_has_not(here: Path, refused: Refused) -> None:
+    write_bins(Path("bins"), [1, 2, 300] * 100, [1, 2] * 50)
+    words = ["token id 300", "257 ids", "--tokenizer none"]
+    refused(["prepare", "bins", "bins", "--tokenizer", "bytes", "--out", "new"], 3, *words)
+
+
+TRAIN = ["train", "--data", "data", "--out", "runs/new", "--training.max-steps=3"]
+
+
+@pytest.mark.parametrize("harm", ["odd", "cut", "grown", "id", "other ids", "gone"])
+def test_a_token_file_that_is_not_the_manifests(here: Path, refused: Refused, harm: str) -> None:
+    path = Path("data/train.bin")
+    content = path.read_bytes()
+    match harm:
+        case "odd":
+            path.write_bytes(content[:-1])
+        case "cut":
+            path.write_bytes(content[:-200])
+        case "grown":
+            path.write_bytes(content + b"\1\0")
+        case "id":
+            path.write_bytes(content[:-2] + b"\x60\xea")
+        case "other ids":
+            path.write_bytes(content[2:] + content[:2])
+        case "gone":
+            path.unlink()
+    said = {"id": "token id 60000", "other ids": "SHA-256", "gone": "No such file"}.get(harm, "dataset.json says")
+    refused(TRAIN, 3, str(path), said, "prepare the data again")
+
+
+def changed(document: dict[str, Any], **values: Any) -> str:
+    return json.dumps({**document, **values})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda manifest: "{", ["dataset.json", "prepare the data again"]),
+        (lambda manifest: changed(manifest, format_version=99), ["dataset.json", "format_version"]),
+        (lambda manifest: changed(manifest, dtype="uint8"), ["dataset.json", "dtype"]),
+        (lambda manifest: changed(manifest, vocab_size=100), ["train.bin", "the vocabulary ends at 99"]),
+        (lambda manifest: changed(manifest, splits={"train": manifest["splits"]["train"]}), ["no split 'validation'"]),
+        (
+            lambda manifest: changed(manifest, tokenizer={**manifest["tokenizer"], "fingerprint": "0" * 64}),
+            ["tokenizer.json", "fingerprint"],
+        ),
+    ],
+    ids=["cut", "version", "dtype", "vocabulary", "split", "tokenizer"],
+)
+def test_a_manifest_that_does_not_match(
+    here: Path, refused: Refused, change: Callable[[dict[str, Any]], str], words: list[str]
+) -> None:
+    path = Path("data/dataset.json")
+    path.write_text(change(json.loads(path.read_text())))
+    refused(TRAIN, 3, *words)
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"model": {"type": "WordPiece"}}'])
+def test_a_tokenizer_that_is_gone_or_broken(here: Path, refused: Refused, content: str | None) -> None:
+    path = Path("data/tokenizer.json")
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    refused(TRAIN, 3, "tokenizer.json", "prepare")
+
+
+# --- disks
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """disk(OPTIONS): a small file system of its own, mounted for the test."""
+    mounted: list[Path] = []
+
+    def mount(options: str) -> Path:
+        place = tmp_path / f"disk-{len(mounted)}"
+        place.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        try:
+            made = subprocess.run(words, capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip("there is no mount command")
+        if made.returncode != 0:
+            pytest.skip(f"a small disk may not be mounted here: {made.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_read_only_disk(here: Path, refused: Refused, tiny_flags: list[str], disk: Callable[[str], Path]) -> None:
+    place = disk("size=1m,ro")
+    words = [str(place), "ead-only file system"]
+    refused([*PREPARE[:2], "stories.txt", "--out", str(place / "new")], 3, *words, "choose another --out")
+    refused(["train", "--data", "data", "--out", str(place / "run"), *tiny_flags], 3, *words, "another")
+
+
+def test_a_disk_that_fills_up_while_preparing(here: Path, refused: Refused, disk: Callable[[str], Path]) -> None:
+    place = disk("size=64k")
+    Path("x.txt").write_text("Once upon a time there was a cat. \n" * 5000)
+    out = str(place / "deep" / "new")
+    refused([*PREPARE[:-1], out], 3, out, "No space left on device", "free some space")
+    assert not list(place.rglob("*new*"))
+
+
+def test_a_disk_that_fills_up_while_training(
+    here: Path, run: Run, tiny_flags: list[str], disk: Callable[[str], Path]
+) -> None:
+    place = disk("size=1m")
+    out = str(place / "run")
+    often = ["--checkpoint.every=1", "--checkpoint.keep=99", "--training.max-steps=99", "--model.n-embd=64"]
+    words = [flag for flag in tiny_flags if "n-embd" not in flag]
+    ended = run("train", "--data", "data", "--out", out, *words, *often)
+    assert ended.code == 4
+    assert "No space left on device" in ended.err
+    assert f"smallgpt train --resume {out}" in ended.err
+    assert len(ended.err.splitlines()) <= 3
+    saved = sorted(path.name for path in (place / "run" / "checkpoints").iterdir())
+    assert saved[0] == "best.json"
+    assert saved[1:]
+    assert all(name.startswith("step-") for name in saved[1:])
+    assert run("evaluate", out, "--data", "data").code == 0
+    resumed = run("train", "--resume", out, "--checkpoint.keep=1", f"--training.max-steps={len(saved)}")
+    assert resumed.code in (0, 4)  # 4: room for one more is only made after it was written
+    assert "Traceback" not in resumed.err
+
+
+def test_a_disk_without_room_for_the_first_checkpoint(
+    here: Path, run: Run, refused: Refused, tiny_flags: list[str], disk: Callable[[str], Path]
+) -> None:
+    out = str(disk("size=32k") / "run")
+    ended = run("train", "--data", "data", "--out", out, *tiny_flags, "--training.max-steps=2")
+    assert ended.code == 4
+    assert "0 earlier ones" in ended.err
+    assert "--resume" not in ended.err
+    refused(["train", "--resume", out], 4, "no usable checkpoint", "--out")
+
+
+def test_a_disk_that_fills_up_between_checkpoints(
+    here: Path, run: Run, tiny_flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from smallgpt.infrastructure.trackers import JsonLines
+
+    def full(self: JsonLines, event: dict[str, Any]) -> None:
+        if event["event"] == "train" and event["step"] == 5:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.file.name))
+
+    monkeypatch.setattr(JsonLines, "log", full)
+    ended = run("train", "--data", "data", "--out", "runs/new", *tiny_flags, "--training.max-steps=8")
+    assert ended.code == 3
+    assert "metrics.jsonl: No space left on device" in ended.err
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert run("train", "--resume", "runs/new").code == 0
+
+
+# --- networks
+
+
+@pytest.fixture
+def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing fetched before is at hand, and nobody has said that there is no network."""
+    import datasets
+    import huggingface_hub.constants
+    import tiktoken.registry
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "tiktoken"))
+
+
+@pytest.mark.parametrize("kind", ["no name server", "refused", "never answered"])
+@pytest.mark.parametrize(
+    "command", [["prepare", "hub", "someone/stories", "--out", "new"], ["train", "tinystories-cpu"]]
+)
+@pytest.mark.usefixtures("no_cache")
+def test_the_hub_without_a_network(
+    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, command: list[str], kind: str
+) -> None:
+    import huggingface_hub.constants
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        if kind == "never answered":
+            listening.listen()
+        if kind != "no name server":  # the tests' own guard refuses every name
+            monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        before = sorted(here.rglob("*"))
+        began = time.perf_counter()
+        ended = run(*command)
+        assert time.perf_counter() - began < 15
+    assert ended.code == 3
+    message = ended.err.splitlines()[-1]
+    for word in ("the hub cannot be reached", "smallgpt prepare demo", "prepare text", "HF_ENDPOINT"):
+        assert word in message
+    assert "Traceback" not in ended.err
+    assert sorted(here.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_the_hub_without_a_network_as_a_process(here: Path, start: Callable[..., Any], tmp_path: Path) -> None:
+    places = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
+    process = start("prepare", "hub", "someone/stories", "--out", "new", **places)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 3
+    assert out == ""
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["loading someone/stories", "smallgpt"]
+    assert not Path("new").exists()
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_the_gpt2_tokenizer_without_a_network(here: Path, refused: Refused) -> None:
+    command = ["prepare", "text", "stories.txt", "--tokenizer", "gpt2", "--out", "new"]
+    began = time.perf_counter()
+    refused(command, 3, "tiktoken", "--tokenizer bpe or bytes", "TIKTOKEN_CACHE_DIR")
+    assert time.perf_counter() - began < 15

@@ -1,0 +1,151 @@
+"""Choices about the machine, each with its reason; machines that are not here are put in its place."""
+
+import pytest
+import torch
+
+from smallgpt.domain.errors import HardwareError
+from smallgpt.infrastructure import devices
+from smallgpt.infrastructure.devices import choose_compile, choose_device, choose_precision, choose_threads
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, count: int, capability: tuple[int, int] = (8, 0)) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)  # what it says on a T4, too
+
+
+def processor(monkeypatch: pytest.MonkeyPatch, *features: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(features, True))
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu_auto_is_the_cpu() -> None:
+    assert choose_device("auto") == choose_device("cpu") == CPU
+
+
+def test_with_gpus_auto_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 2)
+    assert choose_device("auto").type == "cuda"
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(HardwareError, match=r"'cuda:2' is not there: .* sees 2 CUDA devices"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("wanted", ["cuda", "cuda:0", "cuda:7", "gpu", "", "tpu", "mps", "meta", "cuda:-1", "cuda:x"])
+def test_a_device_that_is_not_there_is_an_error_that_names_it(wanted: str) -> None:
+    with pytest.raises(HardwareError, match=f"device '{wanted}'") as caught:
+        choose_device(wanted)
+    assert "auto" in str(caught.value), "the remedy"
+    assert caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize(
+    ("features", "precision", "evidence"),
+    [
+        ([], "fp32", "neither AMX nor AVX512-BF16"),
+        (["avx2", "avx512_f"], "fp32", "neither"),
+        (["avx512_bf16"], "bf16", "AVX512-BF16"),
+        (["amx_tile", "amx_bf16"], "bf16", "AMX"),
+    ],
+)
+def test_on_a_cpu_bf16_is_taken_where_the_processor_computes_it(
+    monkeypatch: pytest.MonkeyPatch, features: list[str], precision: str, evidence: str
+) -> None:
+    processor(monkeypatch, *features)
+    choice = choose_precision(CPU, "auto")
+    assert choice.value == precision
+    assert evidence in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16"), ((12, 0), "bf16")],
+)
+def test_on_a_gpu_the_capability_decides_and_not_is_bf16_supported(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str
+) -> None:
+    """The T4 (7.5) emulates bf16 and calls that support."""
+    gpus(monkeypatch, 1, capability)
+    choice = choose_precision(CUDA, "auto")
+    assert choice.value == precision
+    assert f"{capability[0]}.{capability[1]}" in choice.reason
+
+
+def test_bf16_that_would_be_emulated_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 1, (7, 5))
+    processor(monkeypatch)
+    with pytest.raises(HardwareError, match=r"7\.5 .*fp16 or auto"):
+        choose_precision(CUDA, "bf16")
+    with pytest.raises(HardwareError, match=r"neither .*fp32 or auto"):
+        choose_precision(CPU, "bf16")
+
+
+@pytest.mark.parametrize("wanted", ["fp32", "fp16", "bf16"])
+def test_a_precision_that_works_is_taken_as_asked(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    processor(monkeypatch, "avx512_bf16")
+    choice = choose_precision(CPU, wanted)
+    assert choice.value == wanted
+    assert "asked for" in choice.reason
+    assert devices.DTYPES[choice.value].is_floating_point
+
+
+@pytest.mark.parametrize(
+    ("wanted", "variable", "expected", "reason"),
+    [
+        (3, "5", "3", "asked for"),
+        (None, "5", "5", "OMP_NUM_THREADS"),
+        (None, "", "2", "2 cores"),
+        (None, "0", "2", "2 cores"),  # nothing that torch would take
+        (None, "4,2", "2", "2 cores"),
+    ],
+)
+def test_threads(
+    monkeypatch: pytest.MonkeyPatch, wanted: int | None, variable: str, expected: str, reason: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {4, 6})
+    choice = choose_threads(wanted)
+    assert choice.value == expected
+    assert reason in choice.reason
+
+
+def test_the_measured_peak_is_a_plausible_speed() -> None:
+    devices.matmul_peak.cache_clear()
+    peak = devices.matmul_peak(CPU, torch.float32, size=128, seconds=0.02)
+    assert 1e8 < peak < 1e14
+    assert devices.matmul_peak(CPU, torch.float32, size=128, seconds=0.02) == peak, "measured once"
+
+
+def test_the_memory_in_use_grows_with_use() -> None:
+    before = devices.memory_in_use(CPU)
+    size = before // 2 + 2**27  # more than what earlier tests may have given back
+    block = torch.ones(size, dtype=torch.uint8)
+    assert devices.memory_in_use(CPU) > 2**27
+    assert devices.memory_in_use(CPU) >= before
+    del block
+
+
+def failing_compile(function: object) -> object:
+    raise OSError("no C++ compiler found\nsecond line")
+
+
+def test_compiling_is_chosen_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_compile(CPU, "off").value == "off"
+    assert choose_compile(CPU, "auto").value == "off"
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    assert choose_compile(CPU, "on").value == "on"
+    monkeypatch.setattr(torch, "compile", failing_compile)
+    with pytest.raises(HardwareError, match=r"OSError: no C\+\+ compiler found. Use --training.compile auto"):
+        choose_compile(CPU, "on")
+    choice = choose_compile(CUDA, "auto")
+    assert choice.value == "off"
+    assert "no C++ compiler" in choice.reason

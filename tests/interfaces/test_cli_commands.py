@@ -1,0 +1,336 @@
+"""prepare, train, evaluate, generate and kernels on a toy, from the words typed to what is printed and written."""
+
+import io
+import json
+import random
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from smallgpt.domain.config import DataConfig
+from smallgpt.interfaces.cli import main
+from smallgpt.interfaces.cli.prepare import default_folder
+
+TINY = [
+    "--model.n-layer=1",
+    "--model.n-head=2",
+    "--model.n-embd=32",
+    "--model.block-size=32",
+    "--training.batch-size=4",
+    "--training.precision=fp32",
+    "--training.threads=1",
+    "--training.compile=off",
+    "--evaluation.sample-tokens=8",
+]
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def leave(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = leave(*arguments)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with text files, a data folder and a trained run."""
+    folder = tmp_path_factory.mktemp("place")
+    pick = random.Random(0).choice
+    stories = [f"Once {pick(['Tom', 'Mia'])} had a {pick(['kite', 'dog'])} and {n} hats — héllo." for n in range(120)]
+    (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
+    (folder / "other.jsonl").write_text("\n".join(json.dumps({"text": story}) for story in stories[:9]))
+    data, out = str(folder / "data"), str(folder / "run")
+    assert leave("prepare", "text", str(folder / "stories.txt"), "--tokenizer", "bytes", "--out", data) == 0
+    assert leave("train", "--data", data, "--out", out, "--training.max-steps", "6", *TINY) == 0
+    return folder
+
+
+def test_prepare_says_what_it_made_and_what_comes_next(run: Run, place: Path) -> None:
+    out = place / "fresh"
+    code, words, _ = run("prepare", "text", str(place / "other.jsonl"), "--tokenizer", "bytes", "--out", str(out))
+    assert code == 0
+    assert f"{out}: 257 token ids (bytes)" in words
+    assert "to beat     uniform 5.55 | unigram " in words
+    assert f"next: smallgpt train --data {out}" in words
+
+
+def test_prepare_refuses_to_replace_unless_told(run: Run, place: Path) -> None:
+    arguments = ["prepare", "text", str(place / "other.jsonl"), "--tokenizer=bytes", "--out", str(place / "again")]
+    assert run(*arguments)[0] == 0
+    code, _, err = run(*arguments)
+    assert code == 3
+    assert "--overwrite" in err
+    assert run(*arguments, "--overwrite")[0] == 0
+
+
+def test_prepare_json_is_the_manifest_and_nothing_else(run: Run, place: Path) -> None:
+    source, out = str(place / "other.jsonl"), place / "json"
+    _, words, _ = run("prepare", "text", source, "--tokenizer", "bpe", "--vocab-size=280", "--out", str(out), "--json")
+    assert json.loads(words) == json.loads((out / "dataset.json").read_text())
+    assert json.loads(words)["tokenizer"]["kind"] == "bpe"
+
+
+def test_prepare_hub_and_bins_take_folders(run: Run, place: Path) -> None:
+    hub = place / "hub"
+    hub.mkdir()
+    (hub / "train.jsonl").write_text("\n".join(json.dumps({"story": f"Tom had {n} hats."}) for n in range(50)))
+    arguments = ["--column", "story", "--tokenizer", "bytes", "--validation-share", "0.2", "--json"]
+    code, words, err = run("prepare", "hub", str(hub), *arguments, "--out", str(place / "from-hub"))
+    assert (code, err.count("Traceback")) == (0, 0)
+    splits = json.loads(words)["splits"]
+    assert splits["train"]["documents"] + splits["validation"]["documents"] == 50
+    code, words, _ = run("prepare", "bins", str(place / "from-hub"), "--out", str(place / "from-bins"), "--json")
+    assert code == 0
+    assert json.loads(words)["splits"]["train"]["sha256"] == splits["train"]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (("demo", "bpe", 2048), "data/demo"),
+        (("demo", "bpe", 1024), "data/demo-1024"),
+        (("demo", "bytes", 2048), "data/demo-bytes"),
+        (("tinystories", "bpe", 2048), "data/tinystories-bpe"),
+        (("tinystories", "gpt2", 2048), "data/tinystories-gpt2"),
+        (("book", "lib/tokenizer.json", 2048), "data/book-tokenizer"),
+    ],
+)
+def test_the_folder_of_a_corpus_tells_its_tokenizer(words: tuple[str, str, int], folder: str) -> None:
+    assert str(default_folder(*words)) == folder
+
+
+def test_a_missing_corpus_is_prepared_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    from smallgpt.infrastructure import preparing
+    from smallgpt.interfaces.cli.prepare import corpus_folder
+
+    monkeypatch.chdir(tmp_path)
+    calls = []
+
+    def prepare_demo(out: Path, **options: object) -> None:
+        calls.append((out, options["tokenizer"], options["vocab_size"]))
+        out.mkdir(parents=True)
+
+    monkeypatch.setattr(preparing, "prepare_demo", prepare_demo)
+    settings = DataConfig(corpus="demo", tokenizer="bytes")
+    assert corpus_folder(settings, Console()) == corpus_folder(settings, Console()) == Path("data/demo-bytes")
+    assert calls == [(Path("data/demo-bytes"), "bytes", 2048)]
+    assert capsys.readouterr().out == "data     preparing data/demo-bytes\n"
+
+
+def test_train_shows_the_run_and_ends_with_where_everything_is(run: Run, place: Path) -> None:
+    out = place / "shown"
+    code, words, err = run("train", "--data", str(place / "data"), "--out", str(out), "--training.max-steps=3", *TINY)
+    assert (code, err) == (0, "")
+    for part in (
+        "uniform 5.55 | unigram",
+        "step 3/3 · loss",
+        "whole validation split:",
+        f"run      {out} ",
+        "Once upon",
+    ):
+        assert part in words
+    commands = [line.strip() for line in words.split("next\n")[1].splitlines() if line.startswith("  ")]
+    assert [command.split()[:3] for command in commands] == [
+        ["smallgpt", name, str(out)] for name in ("generate", "evaluate", "doctor")
+    ]
+
+
+def test_train_keeps_the_settings_it_was_given_and_takes_the_vocabulary_from_the_data(place: Path) -> None:
+    config = tomllib.loads((place / "run" / "config.toml").read_text())
+    assert config["model"]["n_embd"] == 32
+    assert config["model"]["vocab_size"] == 320  # 257 ids, in rows of 64
+    assert config["data"]["path"] == str(place / "data")
+
+
+def test_train_does_not_touch_a_folder_that_is_there(run: Run, place: Path) -> None:
+    before = sorted((place / "run").rglob("*"))
+    code, out, err = run("train", "--data", str(place / "data"), "--out", str(place / "run"), *TINY)
+    assert (code, out) == (2, "")
+    assert f"smallgpt train --resume {place / 'run'}" in err
+    assert sorted((place / "run").rglob("*")) == before
+    code, _, err = run("train", "--resume", str(place / "run"), "--out", str(place / "else"))
+    assert code == 2
+    assert "leave --out" in err
+
+
+def test_train_uses_the_data_folders_name_when_there_is_no_preset(
+    run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    code, words, _ = run("train", "--data", "data", "--training.max-steps=2", *TINY)
+    assert code == 0
+    assert (place / "runs" / "data" / "config.toml").exists()
+    assert "smallgpt evaluate runs/data" in words
+
+
+def test_resume_goes_on_with_the_runs_own_settings(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from smallgpt.interfaces import signals
+
+    out = place / "stopped"
+    asked = iter([False, False, True])
+    with monkeypatch.context() as patched:  # a Ctrl-C after two steps
+        stop = signals.StopRequest(2)
+        patched.setattr(signals.StopRequest, "__call__", lambda _: next(asked, False))
+        patched.setattr(signals, "StopRequest", lambda: stop)
+        code, words, _ = run("train", "--data", str(place / "data"), "--out", str(out), "--training.max-steps=5", *TINY)
+    assert code == 130
+    assert f"stopped after step 2 and saved; go on with\n  smallgpt train --resume {out}" in words
+    code, words, _ = run("train", "--resume", str(out))
+    assert code == 0
+    assert "resumed  from step 2" in words
+    events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "train"] == [1, 2, 3, 4, 5]
+
+
+def test_evaluate_reports_the_same_numbers_in_words_and_json(run: Run, place: Path) -> None:
+    _, words, _ = run("evaluate", str(place / "run"))
+    code, out, _ = run("evaluate", str(place / "run"), "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert {"nats_per_token", "bits_per_byte", "perplexity", "tokens", "bytes", "baselines"} <= set(result)
+    low, high = result["bits_per_byte_interval"]
+    assert low < result["bits_per_byte"] < high
+    assert f"nats per token  {result['nats_per_token']:.4f}   over {result['tokens']:,} tokens" in words
+    assert f"bits per byte   {result['bits_per_byte']:.4f}   95 % interval {low:.4f} to {high:.4f}" in words
+    assert "compare         uniform 5.55 | unigram" in words
+    assert run("evaluate", str(place / "run"), "--json")[1] == out
+
+
+def test_evaluate_takes_the_splits_text_as_files_too(run: Run, place: Path) -> None:
+    _, whole, _ = run("evaluate", str(place / "run"), "--text", str(place / "stories.txt"), "--json")
+    _, parts, _ = run("evaluate", str(place / "run"), "--split", "train", "--json")
+    stories = (place / "stories.txt").read_text(encoding="utf-8").split("\n<|endoftext|>\n")
+    assert json.loads(whole)["bytes"] == sum(len(story.encode()) for story in stories)
+    assert json.loads(whole)["tokens"] == json.loads(whole)["bytes"] + len(stories)
+    assert json.loads(parts)["tokens"] < json.loads(whole)["tokens"]
+    code, two, _ = run("evaluate", str(place / "run"), "--text", *[str(place / "other.jsonl")] * 2, "--json")
+    assert code == 0
+    assert json.loads(two)["bytes"] == sum(len(story.encode()) for story in stories[:9])  # named twice, read once
+
+
+def test_evaluate_refuses_data_of_another_tokenizer_and_empty_text(run: Run, place: Path, tmp_path: Path) -> None:
+    other = str(tmp_path / "bpe")
+    run("prepare", "text", str(place / "other.jsonl"), "--tokenizer", "bpe", "--vocab-size", "300", "--out", other)
+    code, _, err = run("evaluate", str(place / "run"), "--data", other)
+    assert code == 4
+    assert "uses another tokenizer" in err
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    code, _, err = run("evaluate", str(place / "run"), "--text", str(tmp_path / "blank.txt"))
+    assert code == 3
+    assert "there is no text in" in err
+    assert run("evaluate", str(place / "run"), "--data", other, "--text", other)[0] == 2
+
+
+def test_generate_is_repeatable_with_a_seed_and_sample_i_uses_the_next_one(run: Run, place: Path) -> None:
+    arguments = ["generate", str(place / "run"), "--prompt", "Once", "--max-new-tokens", "12", "--json"]
+    first = json.loads(run(*arguments, "--seed", "5", "--num-samples", "2")[1])
+    assert json.loads(run(*arguments, "--seed", "5", "--num-samples", "2")[1]) == first
+    assert json.loads(run(*arguments, "--seed", "6")[1]) == first[1:]
+    assert first[0]["text"] != first[1]["text"]
+    again = json.loads(run(*arguments)[1])[0]["seed"]
+    assert again != json.loads(run(*arguments)[1])[0]["seed"]
+
+
+def test_generate_streams_what_json_reports(run: Run, place: Path) -> None:
+    arguments = ["generate", str(place / "run"), "--prompt", "Once", "--max-new-tokens=20", "--seed=3"]
+    result = json.loads(run(*arguments, "--json")[1])[0]
+    assert result["text"].startswith("Once")
+    assert run(*arguments)[1] == result["text"] + "\n"
+    two = run(*arguments, "--num-samples=2")[1]
+    assert two.startswith("--- 1 of 2\n" + result["text"] + "\n--- 2 of 2\nOnce")
+
+
+def test_generate_never_takes_a_padding_id(run: Run, place: Path) -> None:
+    # 63 of the 320 rows are padding; at this temperature every row is about as likely as any other
+    words = ["generate", str(place / "run"), "--max-new-tokens=200", "--temperature=1e6", "--num-samples=5", "--json"]
+    code, out, _ = run(*words, "--seed=0")
+    assert code == 0
+    assert sum(sample["tokens"] for sample in json.loads(out)) > 300
+
+
+def test_generate_stops_at_the_end_of_the_text(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from smallgpt.domain.gpt import GPT
+
+    ids = [0xC3, 0xA9, 0xE2, 256, 65]  # é, the first byte of three, then end-of-text
+    monkeypatch.setattr(GPT, "stream", lambda *_, **__: iter(torch.tensor([[each]]) for each in ids))
+    sample = json.loads(run("generate", str(place / "run"), "--prompt", "A", "--json")[1])[0]
+    assert sample["text"] == "Aé\ufffd"
+    assert (sample["tokens"], sample["end"]) == (3, "end-of-text")
+
+
+@pytest.mark.parametrize(
+    ("content", "prompt"),
+    [
+        (b"Once\n", "Once"),
+        (b"\xef\xbb\xbfOnce\r\nmore\r\n", "Once\nmore"),
+        ("Once".encode("utf-16"), "Once"),
+        (b"Once\n\n", "Once\n"),
+        (b"", ""),
+    ],
+)
+def test_generate_reads_prompts_from_files_and_standard_input(
+    run: Run, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, prompt: str
+) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(content)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    for name in (str(file), "-"):
+        words = ["generate", str(place / "run"), "--prompt-file", name, "--max-new-tokens", "2", "--json"]
+        code, out, _ = run(*words)
+        assert code == 0
+        assert json.loads(out)[0]["prompt"] == prompt
+
+
+def test_generate_refuses_a_prompt_file_that_is_no_text_or_not_there(run: Run, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "latin").write_bytes(b"caf\xe9 au lait")
+    code, _, err = run("generate", str(place / "run"), "--prompt-file", str(tmp_path / "latin"))
+    assert code == 3
+    assert "byte 3 is not UTF-8" in err
+    code, _, err = run("generate", str(place / "run"), "--prompt-file", str(tmp_path / "nope"))
+    assert code == 3
+    assert "nope: No such file or directory" in err
+
+
+def test_generate_needs_a_tokenizer_beside_the_model(run: Run, place: Path, tmp_path: Path) -> None:
+    checkpoint = next((place / "run" / "checkpoints").glob("step-*"))
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    code, _, err = run("generate", str(tmp_path))
+    assert code == 4
+    assert "has no tokenizer.json" in err
+    (tmp_path / "tokenizer.json").write_bytes((checkpoint / "tokenizer.json").read_bytes())
+    assert run("generate", str(tmp_path), "--max-new-tokens", "3")[0] == 0
+
+
+def test_kernels_list_shows_every_candidate_once_and_what_auto_takes(run: Run) -> None:
+    code, out, _ = run("kernels", "list", "--device", "cpu", "--precision", "fp32", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert all(set(row) == {"operation", "backend", "available", "reason", "chosen"} for row in rows)
+    chosen = [row["operation"] for row in rows if row["chosen"]]
+    assert sorted(chosen) == ["attention", "layer_norm", "linear_cross_entropy"]
+    words = run("kernels", "list", "--device", "cpu", "--precision", "fp32")[1]
+    assert words.startswith("cpu, fp32 (asked for)\n")
+    assert sum(line.startswith("* ") for line in words.splitlines()) == 1 + len(chosen)

@@ -1,0 +1,43 @@
+"""The first signal asks, the second one ends."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from smallgpt.interfaces.signals import stop_signals
+
+BOTH = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_the_first_signal_is_noted_and_the_handlers_come_back(number: signal.Signals) -> None:
+    before = [signal.getsignal(each) for each in BOTH]
+    with stop_signals() as stop:
+        assert not stop()
+        os.kill(os.getpid(), number)
+        assert stop()
+        assert stop.exit_code == 128 + number
+    assert [signal.getsignal(each) for each in BOTH] == before
+
+
+TWICE = """
+import os, signal
+from smallgpt.interfaces.signals import stop_signals
+with stop_signals():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("asked", flush=True)
+    os.kill(os.getpid(), signal.{second})
+    print("still here", flush=True)
+"""
+
+
+@pytest.mark.parametrize("second", BOTH)
+def test_the_second_signal_ends_the_process_at_once(second: signal.Signals) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE.format(second=second.name)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "asked\n"
+    assert done.returncode == -second

@@ -1,0 +1,151 @@
+"""The choice of implementations, and the whole model with each of them."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from smallgpt.domain.config import GPTConfig
+from smallgpt.domain.errors import HardwareError
+from smallgpt.domain.gpt import GPT
+from smallgpt.domain.ops import TORCH_OPS, Ops
+from smallgpt.kernels import proof, select
+from smallgpt.kernels.select import BACKENDS, OPERATIONS, candidates
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_torch_on_a_cpu_and_says_that_it_ran() -> None:
+    selection = select.select("auto", "cpu")
+    assert selection.chosen == dict.fromkeys(OPERATIONS, "torch")
+    assert selection.ops == BACKENDS["torch"]
+    assert all("launched on cpu" in reason for reason in selection.reasons.values())
+
+
+def test_one_operation_can_be_chosen_on_its_own() -> None:
+    selection = select.select("torch", "cpu", layer_norm="reference")
+    assert selection.chosen == {"attention": "torch", "layer_norm": "reference", "linear_cross_entropy": "torch"}
+    assert selection.ops.layer_norm is BACKENDS["reference"].layer_norm
+    assert selection.ops.add_layer_norm is BACKENDS["reference"].add_layer_norm
+    assert selection.ops.causal_attention is BACKENDS["torch"].causal_attention
+    assert "asked for" in selection.reasons["layer_norm"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_every_implementation_proves_right_on_a_cpu(dtype: torch.dtype) -> None:
+    rows = list(candidates("cpu", dtype))
+    assert [(row.operation, row.backend) for row in rows] == [(o, b) for o in OPERATIONS for b in BACKENDS]
+    assert all(row.available for row in rows), rows
+    assert [row.backend for row in rows if row.chosen] == ["torch"] * len(OPERATIONS)
+
+
+def breaks(qkv: Tensor, dropout: float) -> Tensor:
+    raise RuntimeError("no kernel image is available\nwith a second line")
+
+
+def slightly_wrong(qkv: Tensor, dropout: float) -> Tensor:
+    return TORCH_OPS.causal_attention(qkv, dropout) * 1.01
+
+
+def nan_in_one_place(qkv: Tensor, dropout: float) -> Tensor:
+    y = TORCH_OPS.causal_attention(qkv, dropout)
+    return torch.where(torch.arange(y.size(1)).view(-1, 1, 1) == y.size(1) - 1, torch.nan, y)
+
+
+def right_forwards_only(qkv: Tensor, dropout: float) -> Tensor:
+    y = TORCH_OPS.causal_attention(qkv, dropout)
+    return y.detach() + 0 * qkv.sum()
+
+
+FAULTS = [breaks, slightly_wrong, nan_in_one_place, right_forwards_only]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_implementation_that_fails_or_is_wrong_is_passed_over(
+    fault: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKENDS, "torch", BACKENDS["torch"]._replace(causal_attention=fault))  # type: ignore[arg-type]
+    selection = select.select("auto", "cpu")
+    assert selection.chosen["attention"] == "reference"
+    assert selection.chosen["linear_cross_entropy"] == "torch", "the others are not its fault"
+    assert "torch" in selection.reasons["attention"], "the reason says what was passed over"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_explicit_choice_that_cannot_run_is_an_error_with_a_remedy(
+    fault: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKENDS, "torch", BACKENDS["torch"]._replace(causal_attention=fault))  # type: ignore[arg-type]
+    for wishes in ({"backend": "torch"}, {"attention": "torch"}):
+        with pytest.raises(HardwareError, match=r"(?s)attention: torch .*--kernels.attention auto"):
+            select.select(**wishes)  # type: ignore[arg-type]
+    with pytest.raises(HardwareError) as caught:
+        select.select("torch")
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+def wrong_in(operation: str) -> Ops:
+    faults: dict[str, Any] = {
+        "cached_attention": lambda q, k, v, n: TORCH_OPS.cached_attention(q, k, v, torch.full_like(n, k.size(1))),
+        "layer_norm": lambda x, w, b, eps: TORCH_OPS.layer_norm(x, w, None, eps),
+        "add_layer_norm": lambda r, d, w, b, eps: (r, TORCH_OPS.layer_norm(r + d, w, b, eps)),
+        "linear_cross_entropy": lambda x, w, t, s, i: TORCH_OPS.linear_cross_entropy(x, w, t, 0.0, i),
+    }
+    return TORCH_OPS._replace(**{operation: faults[operation]})
+
+
+@pytest.mark.parametrize(
+    ("operation", "part"),
+    [
+        ("attention", "cached_attention"),
+        ("layer_norm", "layer_norm"),
+        ("layer_norm", "add_layer_norm"),
+        ("linear_cross_entropy", "linear_cross_entropy"),
+    ],
+)
+def test_the_proof_looks_at_every_part_of_an_operation(operation: str, part: str) -> None:
+    good = proof.check(operation, TORCH_OPS, BACKENDS["reference"], CPU, torch.float32)
+    bad = proof.check(operation, wrong_in(part), BACKENDS["reference"], CPU, torch.float32)
+    assert good.passed, good.words
+    assert not bad.passed, bad.words
+
+
+def test_choosing_draws_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    select.select("auto", "cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("length", [1, 7, 12])
+def test_every_parameters_gradient_is_the_references_in_float64(tiny: GPTConfig, smoothing: float, length: int) -> None:
+    model = GPT(tiny, BACKENDS["torch"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    exact = GPT(tiny, BACKENDS["reference"]).double()
+    exact.load_state_dict({name: tensor.double() for name, tensor in model.state_dict().items()})
+    idx, targets = torch.randint(61, (3, length)), torch.randint(61, (3, length))
+    targets[0, : length // 2] = -100
+    losses = [m(idx, targets, label_smoothing=smoothing) for m in (model, exact)]
+    for loss in losses:
+        torch.autograd.backward(loss)
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+    for (name, found), (_, wanted) in zip(model.named_parameters(), exact.named_parameters(), strict=True):
+        assert found.grad is not None, name
+        assert wanted.grad is not None, name
+        assert wanted.grad.norm() > 0, name
+        assert (found.grad.double() - wanted.grad).norm() <= 1e-5 * wanted.grad.norm() + 1e-8, name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_generates_the_same_with_every_backend(tiny: GPTConfig, backend: str) -> None:
+    model = GPT(tiny, BACKENDS[backend]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    plain = GPT(tiny).eval()
+    plain.load_state_dict(model.state_dict())
+    idx = torch.randint(61, (2, 4))
+    assert torch.equal(model.generate(idx, 20, temperature=0), plain.generate(idx, 20, temperature=0))
