@@ -151,10 +151,10 @@ class Loop:
         return self.step > 0 and not self.skipped_in_a_row and self._due(self.stepper.config.checkpoint.every)
 
     def _look_if_due(self) -> None:
-        """Validation and sample of this step; the best checkpoint so far is marked. The end has an evaluation of its own."""
+        """Validation and sample of this step; the best checkpoint so far, all judged on the same tokens, is marked."""
         config = self.stepper.config
-        saved, ended = self._checkpoint_due(), self.step == self.stepper.total_steps
-        if (saved or self._due(config.evaluation.every)) and not ended:
+        saved = self._checkpoint_due() or self.step == self.stepper.total_steps
+        if saved or self._due(config.evaluation.every):
             score = self._evaluate(whole=False)
             if saved and score.nats_per_token < (inf if self.best is None else self.best):
                 self.best = score.nats_per_token
@@ -186,8 +186,6 @@ class Loop:
     def _end(self, *, finished: bool) -> Outcome:
         seconds = self.seconds
         final = self._evaluate(whole=True) if finished else None
-        if final is not None and final.nats_per_token <= (inf if self.best is None else self.best):
-            self.checkpoints.mark_best(self.step)
         reason = "finished" if finished else "interrupted"
         self.tracker.log({"event": "end", "step": self.step, "seconds": seconds, "reason": reason})
         return Outcome(self.step, reason, seconds, final)

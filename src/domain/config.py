@@ -121,11 +121,13 @@ class TrainingConfig(Section):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     threads: Positive | None = None
-    """CPU threads; all physical ones when not given."""
+    """CPU threads; as many as this process may use when not given."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto compiles on a GPU when a probe succeeds."""
     short_windows: Annotated[float, Field(ge=0)] = 0.0
     """First part of the run, steps or share, on windows half as long and twice as many: positions are learned sooner."""
+    embedding_std: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
+    """Spread of the token embeddings at the start; wider ones tell tokens apart sooner, which copying a name needs."""
     positions: Literal["normal", "sinusoidal"] = "normal"
     """How the position table starts: random like all tables, or as sinusoids, from which short runs learn sooner."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 1337

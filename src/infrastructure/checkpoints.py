@@ -46,6 +46,8 @@ class RunCheckpoints:
                 save_file(_contiguous(state.optimizer), folder / "optimizer.safetensors")
                 write_json(folder / "config.json", self.config.model_dump())
                 write_json(folder / "state.json", {"step": state.step, **state.loop})
+                for path in folder.glob("*.safetensors"):  # the library writes them for their owner alone
+                    path.chmod((folder / "config.json").stat().st_mode)
                 if self.tokenizer_file is not None:
                     shutil.copyfile(self.tokenizer_file, folder / "tokenizer.json")
                 write_json(folder / MANIFEST, _manifest(folder))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ from smallgpt.domain.errors import ConfigError
 
 
 class JsonLines:
-    """Appends each event to metrics.jsonl, flushed, so that a reader follows the run."""
+    """Appends each event to metrics.jsonl, flushed, so that a reader follows the run; JSON has no nan, so it becomes null."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("a", encoding="utf-8")
 
     def log(self, event: dict[str, Any]) -> None:
-        self.file.write(json.dumps(event) + "\n")
+        finite = {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in event.items()}
+        self.file.write(json.dumps(finite) + "\n")
         self.file.flush()
 
     def close(self) -> None:

@@ -96,17 +96,10 @@ def _train(
 ) -> Outcome:
     settings = config.training
     torch.set_num_threads(int(machine.threads.value))
-    torch.manual_seed(settings.seed)
-    model = GPT(config.model, machine.kernels.ops).to(machine.device)
-    if settings.positions == "sinusoidal":
-        table = sinusoidal_positions(config.model.block_size, config.model.n_embd)
-        model.transformer.wpe.weight.data.copy_(table)
-    if saved is not None:
-        model.load_state_dict(saved.weights)
+    model = _model(config, machine, saved)
     forward = torch.compile(model, dynamic=False) if machine.compiling.value == "on" else None
     peak = devices.matmul_peak(machine.device, machine.dtype)
     tracker.log(start_event(config, store, model, machine, peak, saved))
-
     look = Look(
         evaluator(store, config.evaluation.max_tokens),
         sampler(config.evaluation, settings.seed, store.tokenizer()),
@@ -115,24 +108,16 @@ def _train(
     def make_stepper(total_steps: int) -> Stepper:
         return Stepper(model, config, total_steps, machine.dtype, forward=forward)
 
-    def make_batches(short_steps: int) -> ShortThenFull:
-        return ShortThenFull(
-            store.tokens("train"),
-            block_size=config.model.block_size,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            short_steps=short_steps,
-        )
-
     total_steps = settings.max_steps or DEFAULT_STEPS
     if settings.max_minutes is not None and saved is not None:
         total_steps = saved.loop["total_steps"]
     elif settings.max_minutes is not None:
-        total_steps, reason = plan_steps(make_stepper, make_batches(0), look, settings.max_minutes, started)
+        batches = _batches(config, store, short_steps=0)
+        total_steps, reason = plan_steps(make_stepper, batches, look, settings.max_minutes, started)
         tracker.log({"event": "plan", "step": 0, "steps": total_steps, "reason": reason})
     loop = Loop(
         make_stepper(total_steps),
-        make_batches(steps_of(settings.short_windows, total_steps)),
+        _batches(config, store, short_steps=steps_of(settings.short_windows, total_steps)),
         checkpoints.RunCheckpoints(run, config.model, store.tokenizer_file, config.checkpoint.keep),
         tracker,
         look,
@@ -144,6 +129,29 @@ def _train(
     if saved is not None:
         loop.restore(saved)
     return loop.run()
+
+
+def _model(config: RunConfig, machine: Machine, saved: TrainingState | None) -> GPT:
+    """A new model as the run's settings start it, or the saved one."""
+    torch.manual_seed(config.training.seed)
+    model = GPT(config.model, machine.kernels.ops)
+    model.transformer.wte.weight.data.mul_(config.training.embedding_std / 0.02)
+    if config.training.positions == "sinusoidal":
+        table = sinusoidal_positions(config.model.block_size, config.model.n_embd)
+        model.transformer.wpe.weight.data.copy_(table)
+    if saved is not None:
+        model.load_state_dict(saved.weights)
+    return model.to(machine.device)
+
+
+def _batches(config: RunConfig, store: TokenStore, *, short_steps: int) -> ShortThenFull:
+    return ShortThenFull(
+        store.tokens("train"),
+        block_size=config.model.block_size,
+        batch_size=config.training.batch_size,
+        seed=config.training.seed,
+        short_steps=short_steps,
+    )
 
 
 def start_event(

@@ -1,4 +1,4 @@
-"""The first Ctrl-C or SIGTERM asks a run to save and stop; the second ends it at once."""
+"""The first Ctrl-C, SIGTERM or hang-up asks a run to save and stop; the second ends it at once."""
 
 import signal
 from collections.abc import Iterator
@@ -19,15 +19,15 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """128 + signal, the shell's convention: 130 or 143."""
+        """128 + signal, the shell's convention: 130, 143 or, for a closed terminal, 129."""
         return 128 + (self.signal or 0)
 
 
 @contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Within it SIGINT and SIGTERM are noted instead of obeyed; after the first one, the next does what it did before."""
+    """Within it SIGINT, SIGTERM and SIGHUP are noted instead of obeyed; after the first, the next does what it did before."""
     request = StopRequest()
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def obey_again() -> None:
         for number, handler in former.items():

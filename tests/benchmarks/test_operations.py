@@ -35,4 +35,4 @@ def test_linear_cross_entropy(benchmark: BenchmarkFixture, vocabulary: int, impl
             loss = ops.linear_cross_entropy(x, weight, targets, 0.0, -100)
         torch.autograd.backward(loss)
 
-    benchmark.pedantic(step, rounds=5, warmup_rounds=1)
+    benchmark.pedantic(step, rounds=5, warmup_rounds=1)  # type: ignore[no-untyped-call]

@@ -60,7 +60,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     lines = [f"Once {pick(['Tom', 'Zoë'])} saw a {pick(['kite', 'dog'])} — {n % 7} times." for n in range(300)]
     (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(lines), encoding="utf-8")
 
-    prepare = command(folder, "prepare", "text", "stories.txt", "--vocab-size", "320", "--out", "data", optimized=True)
+    prepare = command(folder, "prepare", "text", "stories.txt", "--vocab-size", "320", "--out", "data")
     words, _ = prepare.communicate(timeout=120)
     assert prepare.returncode == 0
     assert "next: smallgpt train --data data" in words
@@ -121,7 +121,7 @@ def test_what_it_says_comes_next_works(place: Place, capsys: pytest.CaptureFixtu
 
 def test_two_evaluations_print_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     first = call(capsys, "evaluate", "runs/data")
-    assert finish(command(Path.cwd(), "evaluate", "runs/data", optimized=True)) == first
+    assert finish(command(Path.cwd(), "evaluate", "runs/data")) == first
     score = json.loads(call(capsys, "evaluate", "runs/data", "--json"))
     assert f"nats per token  {score['nats_per_token']:.4f}" in first
     low, high = score["bits_per_byte_interval"]

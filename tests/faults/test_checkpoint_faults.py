@@ -128,7 +128,7 @@ def test_a_kill_at_any_moment_leaves_a_checkpoint_that_loads(
     RunCheckpoints(run, GPTConfig(), None, keep).save(filled_state(1, 20_000))
     span = 3 * (time.perf_counter() - start)  # some die in their first save, some in a later one
     moments, last = random.Random(kills + keep), 2
-    killed_saver(run.path, keep, lambda: until(lambda: newest_good(run)[0].name >= "step-00000002"))
+    killed_saver(run.path, keep, lambda: until(lambda: run.checkpoints()[-1].name >= "step-00000002"))
     for _ in range(kills):
         killed_saver(run.path, keep, lambda: time.sleep(moments.uniform(0.0, span)))
         path, _ = newest_good(run)

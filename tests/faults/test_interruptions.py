@@ -55,7 +55,9 @@ def long_run(tiny_flags: list[str]) -> list[str]:
     return ["train", "--data", "data", "--out", "runs/long", *tiny_flags, *length]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(
     here: Path, run: Run, start: Start, tiny_flags: list[str], number: signal.Signals, code: int
 ) -> None:
@@ -160,7 +162,7 @@ def test_a_run_whose_reader_leaves_goes_on_to_its_end(here: Path, start: Start, 
 
 
 def test_generation_whose_reader_leaves_ends_quietly(here: Path) -> None:
-    command = 'python -O -m smallgpt generate runs/small --max-new-tokens 20000 --prompt "Tom had" | head -c 7'
+    command = 'python -m smallgpt generate runs/small --max-new-tokens 20000 --prompt "Tom had" | head -c 7'
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     ended = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],

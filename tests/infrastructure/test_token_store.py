@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from smallgpt.domain.errors import DataError
 from smallgpt.infrastructure.data_folder import write_data_folder
 from smallgpt.infrastructure.permutation import permute
-from smallgpt.infrastructure.token_store import WindowBatches, evaluation_blocks, open_store, verify_store
+from smallgpt.infrastructure.token_store import (
+    ShortThenFull,
+    WindowBatches,
+    evaluation_blocks,
+    open_store,
+    verify_store,
+)
 from smallgpt.infrastructure.tokenizers import byte_tokenizer, train_bpe
 
 TRAIN = [f"Story {i}: once upon a time there was a dog." for i in range(30)]
@@ -235,3 +241,11 @@ def test_evaluation_predicts_every_token_once(
 def test_nothing_to_evaluate() -> None:
     with pytest.raises(DataError, match="1 tokens leave nothing to predict"):
         next(evaluation_blocks(np.array([3], dtype=np.uint16), 8, None))
+
+
+def test_short_windows_come_first_and_keep_the_tokens_of_a_step() -> None:
+    tokens = np.arange(1000, dtype=np.uint16)
+    batches = ShortThenFull(tokens, block_size=8, batch_size=4, seed=0, short_steps=2)
+    assert [batches.rows(step, range(4))[0].shape for step in (0, 1, 2, 3)] == [(8, 4), (8, 4), (4, 8), (4, 8)]
+    whole, parts = batches.rows(1, range(4))[0], [batches.rows(1, range(rank, 4, 2))[0] for rank in (0, 1)]
+    assert sorted(map(tuple, whole.tolist())) == sorted(map(tuple, torch.cat(parts).tolist()))

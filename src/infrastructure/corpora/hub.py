@@ -61,6 +61,7 @@ def _load(name: str, config: str | None) -> dict[str, Any]:
     """The dataset's splits by name."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import constants
 
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
         raise DataError(f"{name}: no such dataset on the hub, and no folder; on the hub it would be OWNER/NAME")
@@ -73,7 +74,7 @@ def _load(name: str, config: str | None) -> dict[str, Any]:
         ) from error
     except OSError as error:  # no network, offline mode, a cache that cannot be written: all are OSErrors
         if isinstance(error, ConnectionError):
-            raise DataError(f"{name}: the hub cannot be reached; {_WITHOUT_NETWORK}") from error
+            raise DataError(f"{name}: the hub cannot be reached ({constants.ENDPOINT}); {_WITHOUT_NETWORK}") from error
         raise DataError(f"{name}: {_first(error)}; the datasets cache can be moved with HF_HOME") from error
     except Exception as error:  # the libraries below raise their own kinds: HTTP, Arrow, configuration, scripts
         raise DataError(f"{name}: the dataset cannot be loaded: {type(error).__name__}, {_first(error)}") from error
@@ -117,7 +118,7 @@ def _quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     datasets.disable_progress_bars()
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)  # what goes wrong is raised too
     try:
         yield
     finally:
