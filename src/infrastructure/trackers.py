@@ -16,7 +16,9 @@ class JsonLines:
         self.file = path.open("a", encoding="utf-8")
 
     def log(self, event: dict[str, Any]) -> None:
-        finite = {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in event.items()}
+        finite = {
+            key: None if isinstance(value, float) and not isfinite(value) else value for key, value in event.items()
+        }
         self.file.write(json.dumps(finite) + "\n")
         self.file.flush()
 
