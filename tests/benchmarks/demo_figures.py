@@ -1,6 +1,6 @@
 """The demo's figures, from a finished run: its time, its score beside the trigram line, and how many stories parse.
 
-    python tests/benchmarks/demo_figures.py runs/demo [--stories 100] [--temperature 0.7] [--json FILE]
+    python tests/benchmarks/demo_figures.py runs/demo [--stories 100] [--temperature 0.5] [--json FILE]
 
 Stories are sampled from the end-of-text token with a fixed seed, and read by the grammar that wrote the training stories.
 """
@@ -27,9 +27,14 @@ def tell(model: GPT, tokenizer: Tokenizer, stories: int, temperature: float) -> 
     assert tokenizer.end_of_text is not None
     start = torch.full((stories, 1), tokenizer.end_of_text)
     sampling = Sampling(temperature=temperature, n_tokens=tokenizer.vocab_size)
-    stream = model.stream(start, LONGEST, sampling, torch.Generator().manual_seed(1))
-    rows = torch.cat(list(stream), dim=1).tolist()
-    ends = [row.index(tokenizer.end_of_text) if tokenizer.end_of_text in row else LONGEST for row in rows]
+    columns, running = [], torch.ones(stories, dtype=torch.bool)
+    for column in model.stream(start, LONGEST, sampling, torch.Generator().manual_seed(1)):
+        columns.append(column)
+        running &= column[:, 0] != tokenizer.end_of_text
+        if not running.any():
+            break
+    rows = torch.cat(columns, dim=1).tolist()
+    ends = [row.index(tokenizer.end_of_text) if tokenizer.end_of_text in row else len(row) for row in rows]
     return [tokenizer.decode(row[:end]) for row, end in zip(rows, ends, strict=True)]
 
 
@@ -37,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--stories", type=int, default=100)
-    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     opened = open_model(arguments.run)

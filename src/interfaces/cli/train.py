@@ -177,5 +177,5 @@ def _tell_a_story(display: "Display", run: Path, prompt: str) -> None:
 
     opened = open_model(run)
     if opened.tokenizer is not None:
-        story = continue_prompt(opened, prompt, 400, Sampling(temperature=0.7), 0, lambda piece: None)
+        story = continue_prompt(opened, prompt, 400, Sampling(temperature=0.5), 0, lambda piece: None)
         display.say(f"\n{story['text']}\n")
