@@ -9,7 +9,7 @@ READY := .venv/.ready
 # Idle threads sleep instead of spinning: two test processes share two cores.
 TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2
 
-.PHONY: help install demo test test-slow lint bench clean
+.PHONY: help install demo test test-slow lint bench gpu-check clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -40,6 +40,9 @@ lint: $(READY)  ## style, types and the rules of who imports whom
 bench: $(READY)  ## operations beside torch's own, then a training step beside transformers'
 	$(BIN)/pytest tests/benchmarks -m benchmark --benchmark-only -p no:xdist
 	$(BIN)/smallgpt bench train
+
+gpu-check:  ## the kernels on this machine's GPU: parity, times, training (needs torch, triton, pytest; no .venv)
+	PYTHONPATH=typings $(PYTHON) -m tests.gpu_check
 
 clean:  ## remove what can be made again (not data/ and runs/)
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

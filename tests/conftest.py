@@ -1,6 +1,7 @@
 """What every test gets: a fixed seed, one thread, no network; and small models and batches to work with."""
 
 import errno
+import os
 import random
 import socket
 from collections.abc import Callable, Iterator
@@ -12,6 +13,10 @@ from hypothesis import settings
 from torch import Tensor
 
 from smallgpt.domain.config import GPTConfig
+
+if not torch.cuda.is_available():
+    # Triton decides where a kernel is defined whether to interpret it: before the first import of smallgpt.kernels.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Without a deadline a busy machine fails nothing; derandomized, a failure is the same one everywhere.
 settings.register_profile("smallgpt", deadline=None, derandomize=True, database=None)

@@ -9,7 +9,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Backend = Literal["auto", "reference", "torch"]
+Backend = Literal["auto", "reference", "torch", "triton"]
+LossBackend = Literal["auto", "reference", "torch", "triton", "triton-chunked", "triton-flash"]
 Positive = Annotated[int, Field(ge=1)]
 StepsOrShare = Annotated[float, Field(ge=0)]
 DEFAULT_STEPS = 2000  # of a run that names neither steps nor minutes
@@ -182,13 +183,13 @@ class KernelsConfig(Section):
     """Which implementation computes each hot operation."""
 
     backend: Backend = "auto"
-    """For all operations: reference (the formula), torch (the library's best), or auto (checked on this device)."""
+    """For all operations: reference (the formula), torch (the library's best), triton (ours), or auto (checked here)."""
     attention: Backend | None = None
     """For attention alone."""
     layer_norm: Backend | None = None
     """For (add +) layer norm alone."""
-    linear_cross_entropy: Backend | None = None
-    """For the output head with its loss alone."""
+    linear_cross_entropy: LossBackend | None = None
+    """For the output head with its loss alone; triton-chunked and triton-flash are its two designs."""
 
 
 class RunConfig(Section):

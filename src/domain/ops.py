@@ -3,7 +3,7 @@
 Shapes: B sequences, T tokens, H heads, D head size, C = H*D width, N = B*T rows, V vocabulary, S cache slots.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -44,14 +44,28 @@ class AddLayerNorm(Protocol):
         """residual and delta (..., C) -> (residual + delta, its layer norm), both (..., C)."""
 
 
+Reduction = Literal["mean", "sum", "none"]
+
+
 class LinearCrossEntropy(Protocol):
     """Cross-entropy of softmax(x weightᵀ) without keeping the (N, V) logits, where the backend can avoid it."""
 
-    def __call__(self, x: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float, ignore_index: int) -> Tensor:
-        """x (N, C), weight (V, C), targets (N,) int64 -> the scalar fp32 mean over rows whose target is not ignored.
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        z_loss: float = 0.0,
+        reduction: Reduction = "mean",
+    ) -> Tensor:
+        """x (N, C), weight (V, C), targets (N,) int64 -> fp32: the mean or sum over rows whose target is not ignored.
 
-        Smoothing ε mixes the target with the uniform distribution: (1-ε)·nll + ε·mean over the vocabulary.
-        With every target ignored the mean is 0/0 = nan, as in torch.
+        "none" gives the (N,) losses themselves, 0 where ignored. Smoothing ε mixes the target with the uniform
+        distribution: (1-ε)·nll + ε·mean over the vocabulary. z_loss·lse² is added to a row's loss, lse being the
+        natural logarithm of the softmax's denominator (PaLM's z-loss, arXiv 2204.02311, section 5).
+        With every target ignored the mean is 0/0 = nan, as in torch, and the gradients are 0.
         """
 
 
@@ -99,11 +113,26 @@ def add_layer_norm(
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float, ignore_index: int
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     """LinearCrossEntropy by torch, logits and all."""
     logits = F.linear(x, weight).float()
-    return F.cross_entropy(logits, targets, ignore_index=ignore_index, label_smoothing=label_smoothing)
+    loss = F.cross_entropy(
+        logits, targets, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction
+    )
+    if z_loss == 0:
+        return loss
+    valid = targets != ignore_index
+    penalties = (z_loss * logits.logsumexp(-1).square()).masked_fill(~valid, 0)  # (N,)
+    if reduction == "none":
+        return loss + penalties
+    return loss + penalties.sum() / (valid.sum() if reduction == "mean" else 1)
 
 
 TORCH_OPS = Ops(causal_attention, cached_attention, layer_norm, add_layer_norm, linear_cross_entropy)

@@ -8,11 +8,19 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
+from smallgpt.interfaces.cli.bench_operations import attention, cross_entropy, layer_norm
 from smallgpt.interfaces.cli.flags import Json, Whole
 
-ABOUT = "Measure speed and memory next to other implementations, in one run.\n\nTry:\n  smallgpt bench train"
+ABOUT = """Measure speed and memory next to other implementations, in one run.
+
+Try:
+  smallgpt bench attention
+  smallgpt bench train"""
 
 app = App(name="bench", help=ABOUT)
+app.command(attention)
+app.command(layer_norm)
+app.command(cross_entropy)
 
 
 @app.command

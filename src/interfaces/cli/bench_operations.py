@@ -1,0 +1,257 @@
+"""`smallgpt bench attention | layer-norm | cross-entropy`: every backend of an operation beside torch's own forms."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import CoercionError, Parameter, Token
+from rich.console import Console
+from rich.table import Table
+
+from smallgpt.domain.errors import ConfigError
+from smallgpt.interfaces.cli.flags import Json, Switch, Whole, whole_number
+
+if TYPE_CHECKING:
+    import torch
+
+    from smallgpt.interfaces.operation_systems import Case
+
+
+def sizes(kind: type[Any], tokens: Sequence[Token]) -> tuple[int, ...]:
+    """Several whole numbers of at least 1."""
+    return tuple(_size(token) for token in tokens)
+
+
+def _size(token: Token) -> int:
+    try:
+        number = whole_number(int, [token])
+    except ValueError as error:  # the library tells the flag only where it has a single value
+        raise CoercionError(msg=f"Invalid value for {token.keyword}: {error}") from None
+    if number < 1:
+        raise CoercionError(msg=f"Invalid value for {token.keyword}: {number} is less than 1")
+    return number
+
+
+Several = Parameter(consume_multiple=True, negative="", show_default=False)
+Sizes = Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="", converter=sizes, show_default=False)]
+Way = Literal["forward", "backward", "both"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Timing:
+    """What the three commands have in common."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the operands."""
+    direction: Annotated[tuple[Way, ...], Several] = ("forward", "backward", "both")
+    """Which of the three, all by default."""
+    system: Annotated[tuple[str, ...], Several] = ()
+    """Time these only; an error if one of them does not run here."""
+    rounds: Whole = 3
+    """Every system is timed once a round, in turn."""
+    seconds: float = 0.1
+    """Of repeats in a round, for each system and direction."""
+    plot: Path | None = None
+    """Write a picture: FILE.png, .svg or .pdf."""
+    json: Json = False
+    """Print a JSON list instead of tables."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Sizes that take seconds on a CPU, and sizes that keep a GPU busy."""
+
+    cpu: tuple[int, ...]
+    gpu: tuple[int, ...]
+
+    def unless(self, wished: tuple[int, ...], device: "torch.device") -> tuple[int, ...]:
+        """What was wished, or the device's own."""
+        return wished or (self.gpu if device.type == "cuda" else self.cpu)
+
+
+def attention(
+    *,
+    seq_lens: Sizes = (),
+    batch_size: Sizes = (),
+    n_head: Whole = 16,
+    head_size: Whole = 64,
+    dropout: float = 0.0,
+    timing: Timing | None = None,
+) -> None:
+    """Time causal attention, every backend beside torch's SDPA: forward, backward and both, over sequence lengths.
+
+    Each system is compared with the formula in float64 first; if one of ours is wrong, nothing is timed. On a GPU, SDPA is
+    forced to each of its backends, once on the packed projection that the model has and once ("-apart") on q, k and v
+    apart.
+
+    Try:
+      smallgpt bench attention
+      smallgpt bench attention --seq-lens 128 256 --n-head 4 --dropout 0.1 --plot attention.png
+      smallgpt bench attention --device cuda --dtype bf16 --rounds 5 --json
+
+    Args:
+        seq_lens: Tokens in a sequence; 64 128 256 on a CPU and 128 512 1024 2048 on a GPU.
+        batch_size: Sequences; 2 on a CPU and 16 on a GPU.
+        n_head: Heads.
+        head_size: Width of a head.
+        dropout: Probability of dropping an attention weight.
+    """
+    from smallgpt.interfaces.operation_systems import Attention
+
+    _at_least_one(n_head=n_head, head_size=head_size)
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"dropout {dropout} is not in [0, 1); use 0 for none")
+
+    def cases(device: "torch.device") -> list[Attention]:
+        batches = Defaults((2,), (16,)).unless(batch_size, device)
+        lengths = Defaults((64, 128, 256), (128, 512, 1024, 2048)).unless(seq_lens, device)
+        return [Attention(B, T, n_head, head_size, dropout) for B, T in product(batches, lengths)]
+
+    _run(cases, ("seq_len", "batch_size"), timing or Timing())
+
+
+def layer_norm(
+    *,
+    widths: Sizes = (),
+    rows: Sizes = (),
+    add: Switch = False,
+    timing: Timing | None = None,
+) -> None:
+    """Time layer norm, every backend beside torch's: forward, backward and both, over widths.
+
+    Each system is compared with the formula in float64 first; if one of ours is wrong, nothing is timed. The ceiling is the
+    bandwidth of a large copy, measured in the same run.
+
+    Try:
+      smallgpt bench layer-norm
+      smallgpt bench layer-norm --add --widths 256 768 --rows 4096 --plot layer-norm.png
+      smallgpt bench layer-norm --device cuda --dtype bf16 --json
+
+    Args:
+        widths: Numbers in a row; 256 768 on a CPU and 256 768 2048 4096 8192 on a GPU.
+        rows: Rows; 4096 on a CPU and 32768 on a GPU.
+        add: Residual addition and layer norm in one.
+    """
+    from smallgpt.interfaces.operation_systems import LayerNorm
+
+    def cases(device: "torch.device") -> list[LayerNorm]:
+        counts = Defaults((4096,), (32768,)).unless(rows, device)
+        across = Defaults((256, 768), (256, 768, 2048, 4096, 8192)).unless(widths, device)
+        return [LayerNorm(M, C, add) for M, C in product(counts, across)]
+
+    _run(cases, ("width", "rows"), timing or Timing())
+
+
+def cross_entropy(
+    *,
+    rows: Sizes = (),
+    vocab_size: Sizes = (),
+    n_embd: Sizes = (256,),
+    timing: Timing | None = None,
+) -> None:
+    """Time the output head with its loss, every backend beside full logits and torch's linear_cross_entropy; and its memory.
+
+    Each system is compared with the formula in float64 first; if one of ours is wrong, nothing is timed. `forward` is the
+    loss alone, as in an evaluation, and `backward` is what `both` takes beyond it: some systems make their gradients
+    during the forward pass of training. Extra memory, on a GPU, is the peak above operands and gradients.
+
+    Try:
+      smallgpt bench cross-entropy
+      smallgpt bench cross-entropy --rows 1024 4096 --vocab-size 50304 --n-embd 256 --plot loss.png
+      smallgpt bench cross-entropy --device cuda --dtype bf16 --json
+
+    Args:
+        rows: Tokens in a step; 1024 on a CPU and 8192 on a GPU.
+        vocab_size: Rows of the weight; 2048 8192 on a CPU and 50304 on a GPU.
+        n_embd: Width.
+    """
+    from smallgpt.interfaces.operation_systems import CrossEntropy
+
+    def cases(device: "torch.device") -> list[CrossEntropy]:
+        counts = Defaults((1024,), (8192,)).unless(rows, device)
+        vocabularies = Defaults((2048, 8192), (50304,)).unless(vocab_size, device)
+        return [CrossEntropy(N, V, C) for N, V, C in product(counts, vocabularies, n_embd)]
+
+    _run(cases, ("rows", "vocab_size", "width"), timing or Timing())
+
+
+def _run(cases_on: "Callable[[torch.device], Sequence[Case]]", along: Sequence[str], timing: Timing) -> None:
+    import torch
+
+    from smallgpt.infrastructure import devices
+    from smallgpt.infrastructure.provenance import provenance
+    from smallgpt.interfaces.cli.progress import shown
+    from smallgpt.interfaces.operation_benchmarks import Settings, bench
+    from smallgpt.interfaces.operation_plot import plot, writable
+
+    _at_least_one(rounds=timing.rounds)
+    if timing.plot is not None:
+        writable(timing.plot)
+    device = devices.choose_device(timing.device)
+    precision = devices.choose_precision(device, timing.dtype)
+    threads = devices.choose_threads(None)
+    torch.set_num_threads(int(threads.value))
+    console = Console(stderr=True)
+
+    def say(words: str) -> None:
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
+
+    for what, words in provenance().items():
+        say(f"{what:10} {words}")
+    say(f"{'device':10} {device}; threads {threads.value} ({threads.reason}); {precision.value} ({precision.reason})")
+    settings = Settings(
+        device=device,
+        dtype=devices.DTYPES[precision.value],
+        directions=timing.direction,
+        rounds=timing.rounds,
+        seconds=timing.seconds,
+        systems=timing.system,
+    )
+    with shown(console) as tell:
+        rows = bench(cases_on(device), settings, say, tell)
+    if timing.plot is not None:
+        plot(rows, along, f"{device}, {precision.value}", timing.plot)
+        say(f"{'plot':10} {timing.plot}")
+    if timing.json:
+        print(dumps(rows, indent=2))
+        return
+    out = Console() if Console().is_terminal else Console(width=120)  # a file or pipe has room for whole names
+    for table in _tables(rows):
+        out.print(table)
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ConfigError(f"{name.replace('_', '-')} {number} is less than 1")
+
+
+def _tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
+    """One a shape."""
+    from smallgpt.application.benchmarking import OperationRow
+
+    measured = {*OperationRow.__dataclass_fields__, "dtype"}
+    tables: dict[str, Table] = {}
+    for row in rows:
+        title = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row.items() if name not in measured)
+        ratio, extra = row["ratio_to_best"], row["extra_memory_bytes"]
+        if title not in tables:
+            columns = ["direction", "system", "ms", "rounds", "of ceiling", "best other ÷ this"]
+            columns += [] if extra is None else ["extra memory"]
+            tables[title] = Table(*columns, title=title, title_justify="left")
+        tables[title].add_row(
+            row["direction"],
+            row["system"],
+            f"{row['milliseconds']:.4g}",
+            f"{row['fastest']:.4g}–{row['slowest']:.4g}",
+            f"{row['ceiling_fraction']:.1%}",
+            "" if ratio is None else f"{ratio:.2f}x",
+            *([] if extra is None else [f"{extra / 2**20:,.0f} MiB"]),
+        )
+    return list(tables.values())

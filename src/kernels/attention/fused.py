@@ -1,0 +1,192 @@
+"""Causal attention by our Triton kernels, on the packed projection: one launch forward, one backward. README.md derives them.
+
+Up to T = 128, where the tables have an entry, a head's whole sequence is one tile (one_tile.py); beyond, and where that tile does
+not fit, the online softmax in two stages (two_stage.py).
+"""
+
+from math import log2, sqrt
+from math import e as EULER
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smallgpt.domain.ops import cached_attention
+from smallgpt.kernels.attention import one_tile, two_stage
+from smallgpt.kernels.gradients import first_derivative_only
+from smallgpt.kernels.language import triton
+from smallgpt.kernels.launching import architecture, check, define, launch
+from smallgpt.kernels.tiles import Tile, tile
+
+__all__ = ["cached_attention", "causal_attention"]
+
+MAX_HEAD_SIZE = 128
+MAX_ONE_TILE = 128  # tokens
+
+
+def causal_attention(qkv: Tensor, dropout: float) -> Tensor:
+    """See domain.ops.CausalAttention: (B, T, 3, H, D) -> (B, T, H, D), D at most 128, in qkv's dtype, or autocast's.
+
+    The dropout probability is rounded to a multiple of 1/256. Scores and sums are fp32; fp32 inputs are multiplied in
+    full precision or TF32 as torch.set_float32_matmul_precision says. Raises ValueError for what the kernels do not take,
+    HardwareError where Triton cannot run.
+    """
+    if torch.is_autocast_enabled(qkv.device.type):
+        qkv = qkv.to(torch.get_autocast_dtype(qkv.device.type))
+    _check(qkv, dropout)
+    seed = None
+    if keep_of_256(dropout) < 256:
+        seed = torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=qkv.device)
+    y: Tensor = _CausalAttention.apply(qkv, seed, dropout)  # type: ignore[no-untyped-call]
+    return y
+
+
+def keep_of_256(dropout: float) -> int:
+    """How many of 256 attention weights stay, on average: at least one."""
+    return max(1, round(256 * (1 - dropout)))
+
+
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, seed: Tensor | None, dropout: float) -> Tensor:
+        y, lse = FORWARD(qkv, seed, dropout)
+        if lse.numel() == 0:  # one tile: the backward pass makes everything again from qkv
+            ctx.save_for_backward(qkv, seed, None, None)
+        else:
+            ctx.save_for_backward(qkv, seed, y, lse)
+        ctx.dropout = dropout
+        return y  # type: ignore[no-any-return]
+
+    @staticmethod
+    @first_derivative_only("attention")
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        qkv, seed, y, lse = ctx.saved_tensors
+        return BACKWARD(dy, qkv, y, lse, seed, ctx.dropout), None, None
+
+
+def launch_forward(qkv: Tensor, seed: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
+    """-> (y (B, T, H, D), lse (B, H, T) fp32 base 2; lse is empty where one tile does)."""
+    y, lse = _fake_forward(qkv, seed, dropout)
+    if y.numel() == 0:
+        return y, lse
+    B, T, H, D = y.shape
+    qkv = _columns_adjacent(qkv)
+    common = _common(qkv, seed, dropout) | {"y_ptr": y, "scale": log2(EULER) / sqrt(D)}
+    tiles = _one_tile(qkv, seed)
+    if tiles is not None:
+        launch(one_tile.forward, (B * H,), **common, **tiles[0])
+        return y, lse
+    entry = _two_stage(qkv, seed, "forward")
+    launch(two_stage.forward, (triton.cdiv(T, entry["BLOCK_M"]) * B * H,), lse_ptr=lse, **common, **entry)
+    return y, lse
+
+
+def launch_backward(
+    dy: Tensor, qkv: Tensor, y: Tensor | None, lse: Tensor | None, seed: Tensor | None, dropout: float
+) -> Tensor:
+    """-> dqkv, contiguous (B, T, 3, H, D); y and lse are None where one tile does."""
+    dqkv = _fake_backward(dy, qkv, y, lse, seed, dropout)
+    if dqkv.numel() == 0:
+        return dqkv
+    B, T, H, D = dy.shape
+    qkv, dy = _columns_adjacent(qkv), _columns_adjacent(dy)
+    strides = dict(zip(("dy_stride_b", "dy_stride_t", "dy_stride_h"), dy.stride()[:3], strict=True))
+    common = _common(qkv, seed, dropout) | strides
+    common |= {"dy_ptr": dy, "dqkv_ptr": dqkv, "scale": log2(EULER) / sqrt(D), "scale_of_gradient": 1 / sqrt(D)}
+    if lse is None:
+        tiles = _one_tile(qkv, seed)
+        assert tiles is not None, "the forward pass took one tile"
+        launch(one_tile.backward, (B * H,), **common, **tiles[1])
+        return dqkv
+    entry = _two_stage(qkv, seed, "backward")
+    blocks = triton.cdiv(T, entry["BLOCK_N1"]) + triton.cdiv(T, entry["BLOCK_M2"])
+    launch(two_stage.backward, (blocks * B * H,), y_ptr=y, lse_ptr=lse, **common, **entry)
+    return dqkv
+
+
+def _common(qkv: Tensor, seed: Tensor | None, dropout: float) -> dict[str, Any]:
+    """What all four kernels are told."""
+    _, T, _, H, D = qkv.shape
+    strides = dict(zip(("stride_b", "stride_t", "stride_3", "stride_h"), qkv.stride()[:4], strict=True))
+    full = qkv.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    return strides | {
+        "qkv_ptr": qkv,
+        "seed_ptr": seed,
+        "T": T,
+        "H": H,
+        "keep_of_256": keep_of_256(dropout),
+        "HEAD_SIZE": D,
+        "PRECISION": "ieee" if full else "tf32",
+    }
+
+
+def _one_tile(qkv: Tensor, seed: Tensor | None) -> tuple[Tile, Tile] | None:
+    """The forward and the backward tile, where both fit."""
+    T, D = qkv.size(1), qkv.size(4)
+    if T > MAX_ONE_TILE:
+        return None
+    block_t = 64 if T <= 64 else 128
+    found = [_entry(qkv, seed, f"one_tile_{direction}_{block_t}") for direction in ("forward", "backward")]
+    if found[0] is None or found[1] is None:
+        return None
+    size = {"BLOCK_T": block_t, "BLOCK_D": _padded(D)}
+    return found[0] | size, found[1] | size
+
+
+def _two_stage(qkv: Tensor, seed: Tensor | None, direction: str) -> Tile:
+    entry = _entry(qkv, seed, f"two_stage_{direction}")
+    assert entry is not None, "the tables hold every head size for every architecture"
+    return entry | {"BLOCK_D": _padded(qkv.size(4))}
+
+
+def _entry(qkv: Tensor, seed: Tensor | None, kernel: str) -> Tile | None:
+    """Dropout has entries of its own: the mask costs registers."""
+    kernel += "_dropout" if seed is not None else ""
+    return tile("attention", kernel, architecture(qkv.device), _padded(qkv.size(4)), 8 * qkv.element_size())
+
+
+def _padded(head_size: int) -> int:
+    return max(16, int(triton.next_power_of_2(head_size)))
+
+
+def _fake_forward(qkv: Tensor, seed: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
+    B, T, _, H, D = qkv.shape
+    one = T == 0 or _one_tile(qkv, seed) is not None
+    return qkv.new_empty((B, T, H, D)), qkv.new_empty((0,) if one else (B, H, T), dtype=torch.float32)
+
+
+def _fake_backward(
+    dy: Tensor, qkv: Tensor, y: Tensor | None, lse: Tensor | None, seed: Tensor | None, dropout: float
+) -> Tensor:
+    return qkv.new_empty(qkv.shape)
+
+
+FORWARD = define(
+    "causal_attention",
+    "(Tensor qkv, Tensor? seed, float dropout) -> (Tensor, Tensor)",
+    launch_forward,
+    _fake_forward,
+)
+BACKWARD = define(
+    "causal_attention_backward",
+    "(Tensor dy, Tensor qkv, Tensor? y, Tensor? lse, Tensor? seed, float dropout) -> Tensor",
+    launch_backward,
+    _fake_backward,
+)
+
+
+def _columns_adjacent(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 or x.size(-1) == 1 else x.contiguous()
+
+
+def _check(qkv: Tensor, dropout: float) -> None:
+    check("attention", qkv=qkv)
+    if qkv.dim() != 5 or qkv.size(2) != 3:
+        raise ValueError(f"attention: qkv is {tuple(qkv.shape)}; give the packed projection (B, T, 3, H, D)")
+    if not 1 <= qkv.size(4) <= MAX_HEAD_SIZE:
+        raise ValueError(
+            f"attention: a head size of {qkv.size(4)} is not in the kernels' 1 to {MAX_HEAD_SIZE}; "
+            "use more heads (--model.n-head) or --kernels.attention torch"
+        )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"attention: dropout is {dropout}; give a probability from 0 to below 1")
