@@ -6,6 +6,7 @@ import torch
 
 from smallgpt.domain.config import RunConfig
 from smallgpt.infrastructure import devices
+from smallgpt.kernels.expectations import Shape
 from smallgpt.kernels.select import Selection, select
 
 
@@ -43,6 +44,7 @@ def choose_machine(config: RunConfig) -> Machine:
         attention=kernels.attention,
         layer_norm=kernels.layer_norm,
         linear_cross_entropy=kernels.linear_cross_entropy,
+        shape=Shape(config.model.n_embd // config.model.n_head, config.model.block_size, config.model.n_embd),
     )
     compiling = devices.choose_compile(device, settings.compile)
     return Machine(device, devices.choose_threads(settings.threads), precision, compiling, selection)

@@ -5,7 +5,7 @@ source and of everything that Triton specialises it on, so only what changed is 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from json import dumps, loads
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,9 @@ class Row:
         """For `smallgpt kernels compile --json`."""
         derived = {"shared_limit": self.shared_limit, "occupancy": round(self.occupancy, 3), "faults": faults(self)}
         return asdict(self) | derived
+
+
+COLUMNS = [field.name for field in fields(Row)][2:]
 
 
 def faults(row: Row) -> list[str]:
@@ -127,20 +130,27 @@ class Report:
 
 
 def read(path: Path = PATH) -> Report:
-    """The committed report; an empty one if there is none."""
-    if not path.exists():
+    """The committed report; an empty one if there is none, or if it was written with other columns."""
+    content = loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if content.get("columns") != COLUMNS:
         return Report("", {})
-    content = loads(path.read_text(encoding="utf-8"))
-    rows = [Row(**dict(zip(content["columns"], values, strict=True))) for values in content["rows"]]
+    rows = [Row(*place.split(), *values) for place, of_place in content["rows"].items() for values in of_place]
     return Report(content["triton"], {row.key: row for row in rows})
 
 
 def write(triton: str, rows: Iterable[Row], path: Path = PATH) -> None:
     """Write a report, the same text for the same rows in any order."""
-    names = [field.name for field in fields(Row)]
-    lines = [dumps([getattr(row, name) for name in names], separators=(",", ":")) for row in rows]
-    body = ",\n".join(sorted(lines))
-    path.write_text(
-        f'{{"triton":{dumps(triton)},\n"columns":{dumps(names, separators=(",", ":"))},\n"rows":[\n{body}\n]}}\n',
-        encoding="utf-8",
-    )
+    places: dict[str, list[str]] = {}
+    for row in sorted(rows, key=astuple):
+        places.setdefault(f"{row.operation} {row.target}", []).append(_line(row))
+    body = ",\n".join(f"{dumps(place)}:[\n" + ",\n".join(lines) + "\n]" for place, lines in places.items())
+    head = f'"triton":{dumps(triton)},\n"columns":{dumps(COLUMNS)}'
+    path.write_text(f'{{{head},\n"rows":{{{body}}}}}\n', encoding="utf-8")
+
+
+def _line(row: Row) -> str:
+    """Without the operation and the target, which stand above, and without the fields at the end that have their defaults."""
+    values = [getattr(row, name) for name in COLUMNS]
+    while values[-1] in ("", 0):
+        values.pop()
+    return dumps(values, separators=(",", ":"))

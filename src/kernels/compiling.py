@@ -91,7 +91,7 @@ def compile_job(job: Job) -> Row:
         except Exception as error:  # whatever kind the compiler raises
             return replace(row, error=f"{type(error).__name__}: {_last_line(error)}")
         finally:
-            del launch.kernel.device_caches[device]  # thousands would fill the memory
+            launch.kernel.device_caches.pop(device, None)  # thousands would fill the memory
     return replace(row, **figures(compiled.asm, compiled.metadata))
 
 
@@ -219,7 +219,7 @@ def _identify(operation: str, target: str, variant: str, launch: Launch) -> Row:
         target=target,
         kernel=name.removeprefix("kernels."),
         variant=variant,
-        key=sha256(repr(parts).encode()).hexdigest()[:16],
+        key=sha256(repr(parts).encode()).hexdigest()[:12],
         tile=" ".join(filter(None, tile)),
         num_warps=arguments["num_warps"],
         num_stages=arguments["num_stages"],
@@ -249,7 +249,7 @@ def _specialisation(launch: Launch) -> str:
 
 @cache
 def source_of(kernel: Any) -> str:
-    """A kernel's meaning as text: its syntax tree (so that comments do not count), and that of every kernel it calls."""
+    """A kernel's meaning as text: without its comments and layout, with that of every kernel it calls."""
     texts: dict[str, str] = {}
     _collect(kernel.fn, texts)
     return repr(sorted(texts.items()))
@@ -260,7 +260,7 @@ def _collect(function: FunctionType, texts: dict[str, str]) -> None:
     if name in texts or function.__module__.startswith("triton."):
         return
     tree = ast.parse(textwrap.dedent(getsource(function)))
-    texts[name] = ast.dump(tree)
+    texts[name] = ast.unparse(tree)
     for node in ast.walk(tree):
         used = _global(node, function)
         if isinstance(called := getattr(used, "fn", None), FunctionType):

@@ -113,17 +113,19 @@ def check(operation: str, **tensors: Tensor | None) -> None:
                 "(float64: --kernels.backend reference)"
             )
         if first is not None and tensor.device != first.device:
-            raise ValueError(f"{operation}: {name} is on {tensor.device} and the rest on {first.device}; move one of them")
+            raise ValueError(
+                f"{operation}: {name} is on {tensor.device} and the rest on {first.device}; move one of them"
+            )
         first = first if first is not None else tensor
-    if first is not None and first.device.type == "cpu":
-        _check_interpreter(operation, first.dtype)
+    if first is not None and _recorded is None:
+        _check_runs(operation, first.device.type, first.dtype)
 
 
-def _check_interpreter(operation: str, dtype: torch.dtype) -> None:
-    if _recorded is not None:
-        return
+def _check_runs(operation: str, device: str, dtype: torch.dtype) -> None:
     if not INSTALLED:
         raise HardwareError(f"{operation}: Triton is not installed here; use --kernels.backend auto")
+    if device != "cpu":
+        return
     if not INTERPRETING:
         raise HardwareError(
             f"{operation}: the Triton kernels need a GPU and the tensors are on the CPU; use --kernels.backend auto, or set "

@@ -187,10 +187,12 @@ def test_training_is_skipped_where_a_library_is_missing(monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_training_learns_resumes_tells_and_follows_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU, smaller, with torch's backend, which stands in for ours."""
     smaller = {"model.n-layer": 1, "model.n-embd": 32, "model.block-size": 32, "training.batch-size": 4}
     monkeypatch.setattr(training, "TINY", {**training.TINY, **smaller})
+    monkeypatch.setattr(training, "ALLOWED", {"fp32": 1e-3})
     result = training.run(backend="torch", device="cpu", steps=12, long=12)
     assert result["passed"], result["checks"]
     assert [check["what"] for check in result["checks"]] == [
@@ -198,6 +200,5 @@ def test_training_learns_resumes_tells_and_follows_the_formula(monkeypatch: pyte
         "12 steps in fp16",
         "resumed for 5 more",
         "generate",
-        "12 steps in bf16 beside the formula",
         "12 steps in fp32 beside the formula",
     ]

@@ -2,15 +2,19 @@
 
 import importlib.util
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+from smallgpt.kernels import tiles
 from smallgpt.kernels.compile_report import Row, faults, read, worse, write
 from smallgpt.kernels.compiling import amdgcn_usage, cuobjdump_usage, dots, instruction, source_of
 from smallgpt.kernels.gpus import GPUS, occupancy
-from smallgpt.kernels.launching import ARCHITECTURES
+from smallgpt.kernels.launching import ARCHITECTURES, recording
+from smallgpt.kernels.tiles import Tile
 
 DOT = Row("attention", "sm_90", "forward", "T=64 bfloat16", "k1", "M=64", 4, 2, "bf16", "wgmma", 128, 0, 48 * 1024)
 WIDE = replace(DOT, target="sm_100", instruction="tcgen05.mma", tensor_memory=512)
@@ -164,6 +168,30 @@ def test_what_a_program_reads_says_how_close_it_is_to_the_limits() -> None:
     row = PLAIN.as_dict()
     assert {"kernel", "variant", "target", "instruction", "registers", "spill_bytes", "shared_bytes"} <= set(row)
     assert (row["shared_limit"], row["occupancy"], row["faults"]) == (163 * 1024, 0.5, [])
+
+
+class Noting(dict[tuple[str, str, int, int], Tile]):
+    """A tile table that remembers which entries were asked for."""
+
+    def __init__(self, table: dict[tuple[str, str, int, int], Tile]) -> None:
+        super().__init__(table)
+        self.asked: set[object] = set()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+
+@pytest.mark.parametrize("operation", ["attention", "linear_cross_entropy"])  # layer norm's tiles are a rule
+def test_every_entry_of_a_tile_table_is_compiled(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Noting(tiles.table(operation))
+    monkeypatch.setattr(tiles, "table", lambda name: table)
+    variants = list(import_module(f"smallgpt.kernels.{operation}.variants").variants())
+    for target in ARCHITECTURES:
+        for variant in variants:
+            with recording(target):
+                variant.run()
+    assert sorted(set(table) - table.asked) == []
 
 
 KERNELS = """

@@ -10,8 +10,9 @@ from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.errors import HardwareError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.ops import TORCH_OPS, Ops
-from smallgpt.kernels import proof, select
-from smallgpt.kernels.select import BACKENDS, OPERATIONS, candidates
+from smallgpt.kernels import launching, proof, select
+from smallgpt.kernels.expectations import Shape, preference
+from smallgpt.kernels.select import BACKENDS, LOSS_BACKENDS, OPERATIONS, backends_of, candidates
 
 CPU = torch.device("cpu")
 
@@ -33,11 +34,57 @@ def test_one_operation_can_be_chosen_on_its_own() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_every_implementation_proves_right_on_a_cpu(dtype: torch.dtype) -> None:
+def test_every_implementation_proves_right_on_a_cpu_ours_in_the_interpreter(dtype: torch.dtype) -> None:
     rows = list(candidates("cpu", dtype))
-    assert [(row.operation, row.backend) for row in rows] == [(o, b) for o in OPERATIONS for b in BACKENDS]
-    assert all(row.available for row in rows), rows
+    assert [(row.operation, row.backend) for row in rows] == [(o, b) for o in OPERATIONS for b in backends_of(o)]
+    for row in rows:
+        if dtype == torch.bfloat16 and row.backend.startswith("triton"):
+            assert not row.available
+            assert "interpreter cannot do bfloat16" in row.reason
+        else:
+            assert row.available, row
     assert [row.backend for row in rows if row.chosen] == ["torch"] * len(OPERATIONS)
+
+
+def test_without_interpreter_or_gpu_triton_is_refused_with_both_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "INTERPRETING", False)
+    with pytest.raises(HardwareError, match=r"(?s)triton .*TRITON_INTERPRET=1.*--kernels.attention auto") as caught:
+        select.select("triton", "cpu")
+    assert len(str(caught.value).splitlines()) <= 2
+    rows = [row for row in candidates("cpu", torch.float32) if row.backend.startswith("triton")]
+    assert len(rows) == 5
+    assert not any(row.available for row in rows)
+    assert select.select("auto", "cpu").chosen == dict.fromkeys(OPERATIONS, "torch")
+
+
+@pytest.mark.parametrize("design", ["triton", "triton-chunked", "triton-flash"])
+def test_the_loss_has_two_designs_to_choose_from(design: str) -> None:
+    selection = select.select("torch", "cpu", linear_cross_entropy=design)  # type: ignore[arg-type]
+    assert selection.chosen["linear_cross_entropy"] == design
+    assert selection.ops.linear_cross_entropy is LOSS_BACKENDS[design].linear_cross_entropy
+    assert len({ops.linear_cross_entropy for ops in LOSS_BACKENDS.values()}) == len(LOSS_BACKENDS)
+
+
+PREFERENCES = [  # (architecture, dtype, head size, context, width) -> what auto tries first
+    ("sm_75", torch.float16, 64, 128, 256, ("torch", "triton", "triton-chunked")),  # no tensor cores in Triton
+    ("sm_80", torch.bfloat16, 64, 128, 256, ("triton", "triton", "triton")),
+    ("sm_90", torch.bfloat16, 128, 128, 256, ("triton", "triton", "triton")),  # one tile
+    ("sm_90", torch.bfloat16, 128, 1024, 256, ("torch", "triton", "triton")),  # where others' kernels lead
+    ("sm_90", torch.bfloat16, 64, 1024, 16384, ("triton", "torch", "triton")),  # wider than the row kernels
+    ("sm_90", torch.float32, 64, 1024, 256, ("torch", "triton", "triton")),
+]
+
+
+@pytest.mark.parametrize(("architecture", "dtype", "head_size", "context", "width", "first"), PREFERENCES)
+def test_what_auto_tries_first_on_a_gpu(
+    architecture: str, dtype: torch.dtype, head_size: int, context: int, width: int, first: tuple[str, ...]
+) -> None:
+    shape = Shape(head_size, context, width)
+    with launching.tiled_for(architecture):
+        for operation, expected in zip(OPERATIONS, first, strict=True):
+            order = preference(operation, torch.device("cuda"), dtype, shape)
+            assert order[0][0] == expected, operation
+            assert {"torch", "reference"} <= {name for name, _ in order}, "something is left when ours fails"
 
 
 def breaks(qkv: Tensor, dropout: float) -> Tensor:

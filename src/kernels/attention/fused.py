@@ -146,7 +146,7 @@ def _entry(qkv: Tensor, seed: Tensor | None, kernel: str) -> Tile | None:
 
 
 def _padded(head_size: int) -> int:
-    return max(16, int(triton.next_power_of_2(head_size)))
+    return max(32, int(triton.next_power_of_2(head_size)))
 
 
 def _fake_forward(qkv: Tensor, seed: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:

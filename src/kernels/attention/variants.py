@@ -9,8 +9,8 @@ from smallgpt.kernels.attention import fused
 from smallgpt.kernels.launching import Variant
 from smallgpt.kernels.tiles import Tile
 
-HEAD_SIZES = (16, 32, 64, 128)  # one for each size in the table
-PADDED_HEAD_SIZES = (48, 80, 96)  # masked columns
+HEAD_SIZES = (32, 64, 128)  # one for each size in the table
+PADDED_HEAD_SIZES = (16, 48, 80, 96)  # masked columns
 SEQUENCES = (64, 128, 1024)  # the two single tiles, and two stages
 
 
@@ -49,7 +49,7 @@ def candidates(kernel: str, architecture: str, size: int, bits: int) -> list[Til
         found = _forward(architecture) if bits == 16 else FORWARD_32
     elif kernel == "two_stage_backward":
         names = ("BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2", "num_warps", "num_stages")
-        found = _backward(architecture) if bits == 16 else BACKWARD_32
+        found = _backward(architecture) if bits == 16 else BACKWARD_32[size > 64 :]
     else:
         names = ("BLOCK_M", "num_warps", "num_stages")
         found = ONE_TILE[int(kernel.rsplit("_", 1)[1])] if bits == 16 else []
@@ -73,7 +73,7 @@ def _backward(architecture: str) -> list[tuple[int, ...]]:
 # Full-precision products are fused multiply-adds over whole operand rows in registers: small tiles, many warps, and no
 # single tile: at 64 tokens its backward pass already spills 200 bytes a thread or more, whatever the warps.
 FORWARD_32 = [(64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1)]
-BACKWARD_32 = [(32, 32, 32, 32, 8, 1), (16, 32, 32, 16, 8, 1), (16, 32, 32, 16, 4, 1), (16, 16, 16, 16, 4, 1)]
+BACKWARD_32 = [(32, 32, 32, 32, 8, 1), (16, 16, 16, 16, 8, 1), (16, 32, 32, 16, 4, 1), (16, 16, 16, 16, 4, 1)]
 ONE_TILE = {
     64: [(64, 4, 1), (64, 8, 1), (32, 4, 1), (32, 8, 1), (16, 8, 1)],
     128: [(128, 8, 1), (64, 8, 1), (64, 4, 1), (32, 8, 1), (16, 8, 1)],

@@ -11,9 +11,8 @@ from smallgpt.kernels.launching import check, define, launch, multiprocessors
 from smallgpt.kernels.layer_norm import kernels
 from smallgpt.kernels.layer_norm.tiles import BACKWARD, FORWARD, MAX_WIDTH, row_tile
 
-PROGRAMS_A_MULTIPROCESSOR = (
-    2  # of the backward pass: enough to hide latency, few enough that the partial sums stay small
-)
+# Of the backward pass: enough to hide latency, few enough that the partial sums stay small.
+PROGRAMS_A_MULTIPROCESSOR = 2
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:

@@ -1,5 +1,6 @@
-"""How many rows, and how many warps, a layer-norm program gets: a rule, the same on every GPU, because nothing here multiplies matrices.
+"""How many rows, and how many warps, a layer-norm program gets.
 
+A rule, the same on every GPU, because nothing here multiplies matrices.
 A program reads about ELEMENTS numbers at once: enough bytes in flight to fill the memory pipe at small widths, few enough
 that a row's fp32 copies stay in registers at large ones (`smallgpt kernels compile` shows that none is spilled).
 """

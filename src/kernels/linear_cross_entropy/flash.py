@@ -40,20 +40,20 @@ class Flash(torch.autograd.Function):
         wants_dx = ctx.needs_input_grad[0]
         low_x, low_w = x.to(dtype), weight.to(dtype)
         options = label_smoothing, ignore_index, z_loss
-        losses, lse, dx = FLASH(low_x, low_w, targets, *options, wants_dx)
-        ctx.save_for_backward(x, weight, low_x, low_w, targets, lse, dx)
+        losses, *statistics, dx = FLASH(low_x, low_w, targets, *options, wants_dx)
+        ctx.save_for_backward(x, weight, dx, low_x, low_w, targets, *statistics)
         ctx.options, ctx.reduction = options, reduction
         return reduce(losses, targets != ignore_index, reduction)
 
     @staticmethod
     @first_derivative_only("linear-cross-entropy")
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, low_x, low_w, targets, lse, dx = ctx.saved_tensors
-        scale, share = slopes_of_losses(grad_output, targets != ctx.options[1], ctx.reduction)
+        x, weight, dx, *kept = ctx.saved_tensors
+        scale, share = slopes_of_losses(grad_output, kept[2] != ctx.options[1], ctx.reduction)
         wants_dx, wants_dw = ctx.needs_input_grad[:2]
         dw = None
         if wants_dw:
-            dw = FLASH_DWEIGHT(low_x, low_w, targets, lse, scale, share, *ctx.options, weight.dtype)
+            dw = FLASH_DWEIGHT(*kept, scale, share, *ctx.options, weight.dtype)
         slopes = scale if share is None else grad_output[:, None]
         return scaled(dx, slopes, x.dtype) if wants_dx else None, dw, *[None] * 6
 
@@ -66,19 +66,21 @@ def launch_flash(
     ignore_index: int,
     z_loss: float,
     wants_dx: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x (N, C), weight (V, C) of one dtype -> fp32 losses (N,) and lse (N,); dx (N, C) for losses of slope 1, or empty."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x (N, C), weight (V, C) of one dtype -> losses, highest logits and the log of their sum relative to it, all (N,) fp32;
+    and dx (N, C) for losses of slope 1, or an empty tensor.
+    """
     check_targets(targets, weight.size(0), ignore_index)
-    losses, lse, dx = _fake_flash(x, weight, targets, label_smoothing, ignore_index, z_loss, wants_dx)
+    losses, highest, log_sum, dx = _fake_flash(x, weight, targets, label_smoothing, ignore_index, z_loss, wants_dx)
     (N, C), V = x.shape, weight.size(0)
     if N == 0:
-        return losses, lse, dx
+        return losses, highest, log_sum, dx
     x, weight, targets = _adjacent(x), _adjacent(weight), targets.contiguous()
     forward_tile, constants = _tile("forward", x)
     blocks = triton.cdiv(V, forward_tile["BLOCK_V"])
     splits = min(SPLITS, blocks)
     rows = min(N, _rows_a_launch(forward_tile["BLOCK_ROWS"], splits, C, x.device))
-    base, total = (losses.new_empty(splits, rows) for _ in range(2))
+    split_highest, split_sum = (losses.new_empty(splits, rows) for _ in range(2))
     mix = losses.new_empty(splits, rows, C) if wants_dx else None
     mean = weight.mean(0, dtype=torch.float32) if label_smoothing else None
     last_tile = finish_tile(C)
@@ -88,14 +90,15 @@ def launch_flash(
         shared: dict[str, Any] = {
             "x_ptr": x[part],
             "weight_ptr": weight,
-            "base_ptr": base,
-            "sum_ptr": total,
+            "highest_ptr": split_highest,
+            "sum_ptr": split_sum,
             "mix_ptr": mix,
             "x_stride": x.stride(0),
             "weight_stride": weight.stride(0),
             "N": n,
             "V": V,
             "C": C,
+            "SHIFT": SHIFT[x.dtype],
         }
         launch(
             flash_kernels.forward,
@@ -113,7 +116,8 @@ def launch_flash(
             targets_ptr=targets[part],
             mean_ptr=mean,
             loss_ptr=losses[part],
-            lse_ptr=lse[part],
+            row_highest_ptr=highest[part],
+            log_sum_ptr=log_sum[part],
             dx_ptr=dx[part] if wants_dx else None,
             ignore_index=ignore_index,
             smoothing=label_smoothing,
@@ -121,14 +125,15 @@ def launch_flash(
             SPLITS=splits,
             **last_tile,
         )
-    return losses, lse, dx
+    return losses, highest, log_sum, dx
 
 
 def launch_flash_dweight(
     x: Tensor,
     weight: Tensor,
     targets: Tensor,
-    lse: Tensor,
+    highest: Tensor,
+    log_sum: Tensor,
     scale: Tensor,
     share: Tensor | None,
     label_smoothing: float,
@@ -137,7 +142,9 @@ def launch_flash_dweight(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """What launch_flash took and gave, scale () and share (N,) or None -> dw (V, C) of Σ scale·share·loss."""
-    dw = _fake_flash_dweight(x, weight, targets, lse, scale, share, label_smoothing, ignore_index, z_loss, out_dtype)
+    dw = _fake_flash_dweight(
+        x, weight, targets, highest, log_sum, scale, share, label_smoothing, ignore_index, z_loss, out_dtype
+    )
     (N, C), V = x.shape, weight.size(0)
     x, weight, targets = _adjacent(x), _adjacent(weight), targets.contiguous()
     smooth = None
@@ -151,7 +158,8 @@ def launch_flash_dweight(
         x_ptr=x,
         weight_ptr=weight,
         targets_ptr=targets,
-        lse_ptr=lse,
+        highest_ptr=highest,
+        log_sum_ptr=log_sum,
         share_ptr=share,
         scale_ptr=scale.float(),
         smooth_ptr=smooth,
@@ -164,6 +172,7 @@ def launch_flash_dweight(
         ignore_index=ignore_index,
         smoothing=label_smoothing,
         z_loss=z_loss,
+        SHIFT=SHIFT[x.dtype],
         FITS_N=N % dweight_tile["BLOCK_ROWS"] == 0,
         **constants,
         **dweight_tile,
@@ -179,16 +188,17 @@ def _fake_flash(
     ignore_index: int,
     z_loss: float,
     wants_dx: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    losses, lse = (x.new_empty(x.size(0), dtype=torch.float32) for _ in range(2))
-    return losses, lse, x.new_empty(x.shape if wants_dx else (0,))
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    losses, highest, log_sum = (x.new_empty(x.size(0), dtype=torch.float32) for _ in range(3))
+    return losses, highest, log_sum, x.new_empty(x.shape if wants_dx else (0,))
 
 
 def _fake_flash_dweight(
     x: Tensor,
     weight: Tensor,
     targets: Tensor,
-    lse: Tensor,
+    highest: Tensor,
+    log_sum: Tensor,
     scale: Tensor,
     share: Tensor | None,
     label_smoothing: float,
@@ -202,14 +212,14 @@ def _fake_flash_dweight(
 FLASH = define(
     "linear_cross_entropy_flash",
     "(Tensor x, Tensor weight, Tensor targets, float label_smoothing, int ignore_index, float z_loss, bool wants_dx) "
-    "-> (Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     launch_flash,
     _fake_flash,
 )
 FLASH_DWEIGHT = define(
     "linear_cross_entropy_flash_dweight",
-    "(Tensor x, Tensor weight, Tensor targets, Tensor lse, Tensor scale, Tensor? share, float label_smoothing, "
-    "int ignore_index, float z_loss, ScalarType out_dtype) -> Tensor",
+    "(Tensor x, Tensor weight, Tensor targets, Tensor highest, Tensor log_sum, Tensor scale, Tensor? share, "
+    "float label_smoothing, int ignore_index, float z_loss, ScalarType out_dtype) -> Tensor",
     launch_flash_dweight,
     _fake_flash_dweight,
 )
@@ -230,7 +240,7 @@ def _tile(kernel: str, x: Tensor) -> tuple[Tile, dict[str, Any]]:
     C1, C2 = (256, 128) if size == MAX_WIDTH else (size, 0)
     exact = torch.get_float32_matmul_precision() == "highest"
     precision = "ieee" if exact else "tf32"  # of fp32 products; others are exact
-    return entry, {"C1": C1, "C2": C2, "FITS_C": C == C1 + C2, "SHIFT": SHIFT[x.dtype], "PRECISION": precision}
+    return entry, {"C1": C1, "C2": C2, "FITS_C": C == C1 + C2, "PRECISION": precision}
 
 
 def _rows_a_launch(block_rows: int, splits: int, width: int, device: torch.device) -> int:

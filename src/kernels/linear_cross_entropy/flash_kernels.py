@@ -5,7 +5,9 @@ needs: dx = E_p[W] - W[target]. `forward` is that attention, `finish` makes loss
 a block of the vocabulary and walks over the rows. README.md derives them.
 
 Rows of W and x are read in up to two parts of C1 and C2 columns, because a tile's sides are powers of two: 384 = 256 + 128.
-Exponents are of base 2. SHIFT lifts what is rounded to fp16 by 2^SHIFT, since probabilities of 1e-5 are below its normal range.
+Logits are taken relative to the row's highest before anything else: where they are in the thousands, that difference is
+exact and their logarithm of a sum is not. What is rounded to fp16 is first multiplied by 2^SHIFT, since probabilities of
+1e-5 are below its normal range.
 """
 
 from smallgpt.kernels.language import tl, triton
@@ -26,9 +28,9 @@ def load_tile(ptr, rows, columns, stride, n_rows, n_columns, FITS: tl.constexpr)
 def forward(
     x_ptr,  # (N, C), rows x_stride apart
     weight_ptr,  # (V, C), rows weight_stride apart
-    base_ptr,  # (splits, N) out, fp32: what exponents were taken relative to, base 2
-    sum_ptr,  # (splits, N) out, fp32: Σ 2^(logit - base) over the split's part of the vocabulary
-    mix_ptr,  # (splits, N, C) out, fp32: Σ 2^(logit - base) W; None where no gradient is wanted
+    highest_ptr,  # (splits, N) out, fp32: the highest logit of a split's part of the vocabulary
+    sum_ptr,  # (splits, N) out, fp32: 2^SHIFT Σ exp(logit - highest)
+    mix_ptr,  # (splits, N, C) out, fp32: 2^SHIFT Σ exp(logit - highest) W; None where no gradient is wanted
     x_stride,
     weight_stride,
     N,
@@ -65,12 +67,11 @@ def forward(
         if C2 > 0:
             w2 = load_tile(w_ptr, ids, columns2, weight_stride, V - first, C, FITS_V and FITS_C)  # [V, C2]
             logits = tl.dot(x2, tl.trans(w2), logits, input_precision=PRECISION)
-        logits *= LOG2E
         if not FITS_V:
             logits = tl.where((ids < V - first)[None, :], logits, float("-inf"))
         higher = tl.maximum(highest, tl.max(logits, 1))
-        p = tl.exp2(logits - (higher - SHIFT)[:, None])
-        rescale = tl.exp2(highest - higher)
+        p = tl.exp2((logits - higher[:, None]) * LOG2E + SHIFT)
+        rescale = tl.exp2((highest - higher) * LOG2E)
         total = total * rescale + tl.sum(p, 1)
         if mix_ptr is not None:
             mix = tl.dot(p.to(w.dtype), w, mix * rescale[:, None], input_precision=PRECISION)
@@ -79,7 +80,7 @@ def forward(
         highest = higher
         w_ptr += BLOCK_V * weight_stride
     at = split.to(tl.int64) * N + rows
-    tl.store(base_ptr + at, highest - SHIFT, rows < N)
+    tl.store(highest_ptr + at, highest, rows < N)
     tl.store(sum_ptr + at, total, rows < N)
     if mix_ptr is not None:
         inside = (rows < N)[:, None]
@@ -93,12 +94,13 @@ def finish(
     x_ptr,  # (N, C), rows x_stride apart
     weight_ptr,  # (V, C), rows weight_stride apart
     targets_ptr,  # (N,) int64
-    base_ptr,  # (SPLITS, N) fp32, and so on: see forward
+    highest_ptr,  # (SPLITS, N) fp32, and so on: see forward
     sum_ptr,
     mix_ptr,
     mean_ptr,  # (C,) fp32: the mean of W's rows; None without label smoothing
     loss_ptr,  # (N,) out, fp32
-    lse_ptr,  # (N,) out, fp32, natural; nan where the target is no row of W
+    row_highest_ptr,  # (N,) out, fp32: the highest logit of all
+    log_sum_ptr,  # (N,) out, fp32: log Σ exp(logit - highest); nan where the target is no row of W
     dx_ptr,  # (N, C) out, for a loss of slope 1; None where no gradient is wanted
     x_stride,
     weight_stride,
@@ -109,6 +111,7 @@ def finish(
     smoothing,
     z_loss,
     SPLITS: tl.constexpr,
+    SHIFT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -117,29 +120,31 @@ def finish(
     inside = (rows < N)[:, None] & (columns < C)[None, :]
     highest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
     for split in tl.static_range(SPLITS):
-        highest = tl.maximum(highest, tl.load(base_ptr + split * N + rows, rows < N, 0.0))
+        highest = tl.maximum(highest, tl.load(highest_ptr + split * N + rows, rows < N, 0.0))
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     for split in tl.static_range(SPLITS):
-        rescale = tl.exp2(tl.load(base_ptr + split * N + rows, rows < N, 0.0) - highest)
+        rescale = tl.exp2((tl.load(highest_ptr + split * N + rows, rows < N, 0.0) - highest) * LOG2E)
         total += tl.load(sum_ptr + split * N + rows, rows < N, 1.0) * rescale
     target = tl.load(targets_ptr + rows, rows < N, ignore_index)
     counts = target != ignore_index
     exists = (target >= 0) & (target < V)
-    lse = (highest + tl.log2(total)) * LN2
-    lse = tl.where(counts & (exists == 0), float("nan"), lse)
+    log_sum = (tl.log2(total) - SHIFT) * LN2
+    log_sum = tl.where(counts & (exists == 0), float("nan"), log_sum)
+    lse = highest + log_sum
     x = tl.load(x_ptr + rows[:, None] * x_stride + columns[None, :], inside, 0.0).to(tl.float32)  # [ROWS, C]
     wanted = inside & (counts & exists)[:, None]
     towards = tl.load(weight_ptr + target[:, None] * weight_stride + columns[None, :], wanted, 0.0).to(tl.float32)
     if mean_ptr is not None:  # the target is a mixture, so W[target] becomes that mixture of W's rows
         mean = tl.load(mean_ptr + columns, columns < C, 0.0)
         towards = (1 - smoothing) * towards + smoothing * mean[None, :]
-    loss = lse - tl.sum(x * towards, 1) + z_loss * lse * lse
+    loss = (highest - tl.sum(x * towards, 1)) + log_sum + z_loss * lse * lse
     tl.store(loss_ptr + rows, tl.where(counts, loss, 0.0), rows < N)
-    tl.store(lse_ptr + rows, lse, rows < N)
+    tl.store(row_highest_ptr + rows, highest, rows < N)
+    tl.store(log_sum_ptr + rows, log_sum, rows < N)
     if dx_ptr is not None:
         mix = tl.zeros([BLOCK_ROWS, BLOCK_C], tl.float32)
         for split in tl.static_range(SPLITS):
-            rescale = tl.exp2(tl.load(base_ptr + split * N + rows, rows < N, 0.0) - highest)
+            rescale = tl.exp2((tl.load(highest_ptr + split * N + rows, rows < N, 0.0) - highest) * LOG2E)
             at = mix_ptr + (split * N + rows)[:, None] * C + columns[None, :]
             mix += tl.load(at, inside, 0.0) * rescale[:, None]
         dx = mix * ((1 + 2 * z_loss * lse) / total)[:, None] - towards
@@ -152,7 +157,8 @@ def weight_gradient(
     x_ptr,  # (N, C), rows x_stride apart
     weight_ptr,  # (V, C), rows weight_stride apart
     targets_ptr,  # (N,) int64
-    lse_ptr,  # (N,) fp32
+    highest_ptr,  # (N,) fp32: see finish
+    log_sum_ptr,  # (N,) fp32
     share_ptr,  # (N,) fp32: the slope of a row's loss, in units of scale; None where all are 1
     scale_ptr,  # () fp32
     smooth_ptr,  # (C,) fp32: ε/V Σ share x, the part of the slopes that is the same for every id; None without smoothing
@@ -190,14 +196,15 @@ def weight_gradient(
         if C2 > 0:
             x2 = load_tile(x_ptr, rows, columns2, x_stride, N - first, C, FITS_N and FITS_C)  # [ROWS, C2]
             logits = tl.dot(w2, tl.trans(x2), logits, input_precision=PRECISION)
-        lse = tl.load(lse_ptr + first + rows, rows < N - first, 0.0)
+        highest = tl.load(highest_ptr + first + rows, rows < N - first, 0.0)
+        log_sum = tl.load(log_sum_ptr + first + rows, rows < N - first, 0.0)
         target = tl.load(targets_ptr + first + rows, rows < N - first, ignore_index)
         counts = target != ignore_index
         share = counts.to(tl.float32)
         if share_ptr is not None:
             share *= tl.load(share_ptr + first + rows, rows < N - first, 0.0)
-        p = tl.exp2(logits * LOG2E - (lse * LOG2E - SHIFT)[None, :])
-        slope = p * (share * (1 + 2 * z_loss * lse))[None, :]
+        p = tl.exp2((logits - highest[None, :]) * LOG2E + (SHIFT - log_sum * LOG2E)[None, :])
+        slope = p * (share * (1 + 2 * z_loss * (highest + log_sum)))[None, :]
         here = tl.where(counts, target - first_id, -1).to(tl.int32)  # the target's place in this block
         hit = tl.arange(0, BLOCK_V)[:, None] == here[None, :]
         slope -= tl.where(hit, (share * ((1 - smoothing) * 2.0**SHIFT))[None, :], 0.0)  # before it is rounded

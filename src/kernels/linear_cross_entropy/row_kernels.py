@@ -19,7 +19,7 @@ def in_registers(
     logits_ptr,  # (N, width), of which the first V columns count; replaced by the slopes if WRITES
     targets_ptr,  # (N,) int64
     share_ptr,  # (N,) fp32: what a row's slopes are multiplied by; None for 1
-    loss_ptr,  # (N,) out, fp32; None where nobody asks
+    loss_ptr,  # (N,) out, fp32
     width,
     V,
     ignore_index,
@@ -42,9 +42,10 @@ def in_registers(
     highest = tl.max(logits, 0)
     p = tl.exp2((logits - highest) * LOG2E)
     total = tl.sum(p, 0)
-    lse = log_sum_exp(highest * LOG2E, total, target, V, ignore_index)
-    if loss_ptr is not None:
-        tl.store(loss_ptr + row, tl.where(target != ignore_index, lse - chosen + z_loss * lse * lse, 0.0))
+    log_sum = log_of_sum(total, target, V, ignore_index)
+    lse = highest + log_sum
+    loss = (highest - chosen) + log_sum + z_loss * lse * lse
+    tl.store(loss_ptr + row, tl.where(target != ignore_index, loss, 0.0))
     if WRITES:
         share = row_share(share_ptr, row, target, ignore_index, SHIFT)
         slope = p * (share * (1 + 2 * z_loss * lse) / total)
@@ -82,20 +83,23 @@ def in_two_passes(
         logits = tl.load(logits_ptr + first + ids, ids < width - first, 0.0).to(tl.float32)
         if SMOOTHS:
             everything += tl.where(ids < V - first, logits, 0.0)
-        logits = tl.where(ids < V - first, logits * LOG2E, float("-inf"))
+        logits = tl.where(ids < V - first, logits, float("-inf"))
         higher = tl.maximum(highest, tl.max(logits, 0))
-        total = total * tl.exp2(highest - higher) + tl.exp2(logits - higher)
+        total = total * tl.exp2((highest - higher) * LOG2E) + tl.exp2((logits - higher) * LOG2E)
         highest = higher
     if SMOOTHS:
         chosen = (1 - smoothing) * chosen + smoothing * tl.sum(everything, 0) / V
-    lse = log_sum_exp(highest, tl.sum(total, 0), target, V, ignore_index)
-    if loss_ptr is not None:
-        tl.store(loss_ptr + row, tl.where(target != ignore_index, lse - chosen + z_loss * lse * lse, 0.0))
+    sum_of_all = tl.sum(total, 0)
+    log_sum = log_of_sum(sum_of_all, target, V, ignore_index)
+    lse = highest + log_sum
+    loss = (highest - chosen) + log_sum + z_loss * lse * lse
+    tl.store(loss_ptr + row, tl.where(target != ignore_index, loss, 0.0))
     if WRITES:
         share = row_share(share_ptr, row, target, ignore_index, SHIFT)
         for first in range(0, width, BLOCK_V):
             logits = tl.load(logits_ptr + first + ids, ids < width - first, 0.0).to(tl.float32)
-            slope = tl.exp2((logits - lse) * LOG2E) * (share * (1 + 2 * z_loss * lse))
+            p = tl.exp2((logits - highest) * LOG2E)
+            slope = p * (share * (1 + 2 * z_loss * lse) / sum_of_all)
             if SMOOTHS:
                 slope -= share * (smoothing / V)
             slope = tl.where(first + ids == target, slope - share * (1 - smoothing), slope)
@@ -109,10 +113,10 @@ def chosen_logit(logits_ptr, target, V):
 
 
 @triton.jit
-def log_sum_exp(highest, total, target, V, ignore_index):
-    """Natural, of base-2 exponents; nan if the target counts but is no id, so that loss and slopes are nan."""
+def log_of_sum(total, target, V, ignore_index):
+    """Natural; nan if the target counts but is no id, so that loss and slopes are nan."""
     exists = (target >= 0) & (target < V)
-    return tl.where(exists | (target == ignore_index), (highest + tl.log2(total)) * LN2, float("nan"))
+    return tl.where(exists | (target == ignore_index), tl.log2(total) * LN2, float("nan"))
 
 
 @triton.jit

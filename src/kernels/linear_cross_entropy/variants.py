@@ -39,7 +39,8 @@ def candidates(kernel: str, architecture: str, size: int, bits: int) -> list[Til
     """Tiles of a flash kernel worth trying, those expected to be best first; the compiler still refuses some.
 
     One side of a tile stays in place (rows in `forward`, ids in `weight_gradient`) and its sums in registers; the other
-    streams by through shared memory. The longer the side that stays, the less often the other is read again.
+    streams by through shared memory. The longer the side that stays, the less often the other is read again; a single
+    stage, which waits for every tile, comes last.
     """
     stays, passes = ("BLOCK_ROWS", "BLOCK_V") if kernel == "forward" else ("BLOCK_V", "BLOCK_ROWS")
     lanes = 64 if architecture.startswith("gfx") else 32
@@ -53,7 +54,7 @@ def candidates(kernel: str, architecture: str, size: int, bits: int) -> list[Til
                     shared = (staying + stages * passing) * size * bits // 8
                     if sums <= most_sums and shared <= GPUS[architecture].shared_limit:
                         found.append({stays: staying, passes: passing, "num_warps": warps, "num_stages": stages})
-    return found
+    return sorted(found, key=lambda tile: tile["num_stages"] == 1)
 
 
 def _stages(architecture: str) -> tuple[int, ...]:
@@ -78,9 +79,9 @@ def _full(width: int, dtype: torch.dtype, precision: str, n_rows: int = 8191, n_
 def _flash(width: int, dtype: torch.dtype, n_rows: int, n_ids: int, smoothing: float) -> None:
     x, weight, targets = _operands(n_rows, n_ids, width, dtype)
     z_loss = smoothing / 100
-    _, lse, _ = flash.launch_flash(x, weight, targets, smoothing, -100, z_loss, True)
-    share = lse if smoothing else None
-    flash.launch_flash_dweight(x, weight, targets, lse, lse[0], share, smoothing, -100, z_loss, dtype)
+    losses, highest, log_sum, _ = flash.launch_flash(x, weight, targets, smoothing, -100, z_loss, True)
+    share = losses if smoothing else None
+    flash.launch_flash_dweight(x, weight, targets, highest, log_sum, losses[0], share, smoothing, -100, z_loss, dtype)
 
 
 def _loss_only(width: int, dtype: torch.dtype) -> None:

@@ -27,11 +27,12 @@ def add_and_gradients(
     return dict(zip(("total", "y", "dresidual", "ddelta", "dweight", "dbias"), (total, y, *gradients), strict=True))
 
 
-def exactly(total: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+def exactly(total: Tensor | None) -> Callable[..., tuple[Tensor, Tensor]]:
     """The formula, of the sum as it was rounded: that is what the norm reads."""
 
     def add_layer_norm(*inputs: Any) -> tuple[Tensor, Tensor]:
         exact_total = inputs[0] + inputs[1]
+        assert total is not None
         exact_total.data.copy_(total)
         return exact_total, eager.layer_norm(exact_total, *inputs[2:])
 
@@ -42,21 +43,25 @@ def assert_parity(
     found: Result, inputs: list[Tensor | None], upstream: tuple[Tensor, Tensor], yardstick: list[Tensor | None]
 ) -> None:
     """Every result, and the gradients in their inputs' dtypes, as good as torch's own on the inputs `yardstick`."""
-    assert found["total"] is not None
+    dtype = dtype_of(found["total"])
+    upstream = upstream[0].to(dtype), upstream[1].to(dtype)
     doubles = [None if x is None else x.detach().double() for x in inputs]
-    ups = upstream[0].double(), upstream[1].double()
-    expected = add_and_gradients(exactly(found["total"]), doubles, ups)
+    wide_upstream = upstream[0].double(), upstream[1].double()
+    expected = add_and_gradients(exactly(found["total"]), doubles, wide_upstream)
     rough = add_and_gradients(eager.add_layer_norm, yardstick, upstream)
-    rough = {name: None if x is None else x.to(dtype_of(found[name])) for name, x in rough.items()}
     expected["total"] = doubles[0] + doubles[1]  # type: ignore[operator]
     for name, x in zip(("dresidual", "ddelta", "dweight", "dbias"), inputs, strict=True):
         if x is None:
             assert found[name] is None
         else:
-            assert_as_good_as_eager(found[name], rough[name], expected[name], x.dtype, name)
+            assert_as_good_as_eager(found[name], rounded(rough[name], x.dtype), expected[name], x.dtype, name)
     dtype = found["total"].dtype
     for name in ("total", "y"):
-        assert_as_good_as_eager(found[name], rough[name], expected[name], dtype, name)
+        assert_as_good_as_eager(found[name], rounded(rough[name], dtype), expected[name], dtype, name)
+
+
+def rounded(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else x.to(dtype)
 
 
 def dtype_of(x: Tensor | None) -> torch.dtype:

@@ -1,8 +1,4 @@
-"""(Residual add +) layer norm in Triton: forward and every gradient against float64, and what must hold bit for bit.
-
-On the CPU two programs run at a time at least, so that a backward pass has four; 64, 16, 8, 2 and 1 rows of width 32, 65 to
-128, 256, 1023 and 1600 make a tile of it.
-"""
+"""(Residual add +) layer norm in Triton: forward and every gradient against float64, and what must hold bit for bit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,16 +22,16 @@ from tests.kernels.fused.parity import DTYPES, STRIDED, assert_as_good_as_eager
 from tests.kernels.memory import Memory
 
 SHAPES = [  # (..., C)
-    (1, 32),  # one row: less than a tile, and one program, whose count Triton makes a constant of
-    (300, 32),  # five tiles of 64 rows for four programs, the last one not full
+    (1, 32),  # one row: less than a tile; and one program, a count that Triton makes a constant of
+    (300, 32),  # more tiles than the backward pass has programs (4 on the CPU), the last one not full
     (5, 1),  # variance 0: the norm is the bias, and no gradient goes back
     (3, 2),  # the smallest width that has a variance
     (4, 3),  # rows that no vector load is aligned to
     (37, 65),  # one past a power of two: half of the tile is beyond the row
-    (2, 35, 256),  # the seed's width, with a batch dimension: nine tiles
+    (2, 35, 256),  # the seed's width, with a batch dimension
     (9, 1023),  # one short of a power of two
-    (6, 1600),  # GPT-2 XL's width; the widest tile row that is not full
-    (5, 8192),  # the widest
+    (6, 1600),  # GPT-2 XL's width, no power of two
+    (5, 8192),  # the widest; a program takes two rows in turn
 ]
 NARROW = [shape for shape in SHAPES if shape[-1] <= 1023]
 
