@@ -250,11 +250,12 @@ def _gave_up(run: RunRecord) -> bool:
 
 
 def _last_loss(run: RunRecord) -> tuple[float, str]:
-    """Validation loss if there is one, else the last training losses unless smoothing makes them incomparable."""
+    """Validation loss if there is one, else the last training losses unless smoothing or z-loss makes them incomparable."""
     if run.validations:
         return number(run.validations[-1], "nats_per_token"), "validation"
     recent = [loss for loss in run.losses[-ENOUGH_STEPS:] if isfinite(loss)]
-    if run.config.training.label_smoothing or not recent:
+    training = run.config.training
+    if training.label_smoothing or training.z_loss or not recent:
         return float("nan"), "training"
     return median(recent), "training"
 

@@ -90,7 +90,12 @@ class Stepper:
             if valid == 0:
                 continue
             with self.autocast():
-                mean = forward(x.to(self.device), y.to(self.device), label_smoothing=settings.label_smoothing)
+                mean = forward(
+                    x.to(self.device),
+                    y.to(self.device),
+                    label_smoothing=settings.label_smoothing,
+                    z_loss=settings.z_loss,
+                )
             share = mean * (valid / total)
             self.scaler.scale(share * self.processes.count).backward()
             loss += share.detach()

@@ -137,6 +137,8 @@ class TrainingConfig(Section):
     """Largest gradient norm, after unscaling; 0 switches clipping off."""
     label_smoothing: Unit = 0.0
     """Share of the target mass spread over the vocabulary; never part of a reported validation loss."""
+    z_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight of lse² in the training loss, which keeps logits from drifting (PaLM: 1e-4); never in a validation loss."""
     max_skipped: Positive = 10
     """Steps in a row with a non-finite loss or gradient before the run stops with exit code 5."""
 

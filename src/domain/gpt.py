@@ -131,6 +131,7 @@ class GPT(nn.Module):
         *,
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
+        z_loss: float = 0.0,
         cache: KVCache | None = None,
     ) -> Tensor:
         """idx (B, T) int64 -> logits (B, T, vocab), or the scalar mean loss when targets (B, T) are given.
@@ -148,12 +149,20 @@ class GPT(nn.Module):
             logits: Tensor = self.lm_head(x)
             return logits
         return self.ops.linear_cross_entropy(
-            x.flatten(0, 1), self.lm_head.weight, targets.flatten(), label_smoothing, ignore_index
+            x.flatten(0, 1), self.lm_head.weight, targets.flatten(), label_smoothing, ignore_index, z_loss
         )
 
-    def loss(self, idx: Tensor, targets: Tensor, *, label_smoothing: float = 0.0, ignore_index: int = -100) -> Tensor:
+    def loss(
+        self,
+        idx: Tensor,
+        targets: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        z_loss: float = 0.0,
+    ) -> Tensor:
         """The scalar mean loss: forward() under a name for notebooks."""
-        return self.forward(idx, targets, label_smoothing=label_smoothing, ignore_index=ignore_index)
+        return self.forward(idx, targets, label_smoothing=label_smoothing, ignore_index=ignore_index, z_loss=z_loss)
 
     @torch.inference_mode()
     def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from smallgpt.domain.errors import ConfigError, HardwareError
 from smallgpt.infrastructure.devices import matmul_peak
 from smallgpt.interfaces.operation_systems import Case, Operands, Outputs, System, why_not
 from smallgpt.kernels.proof import TOLERANCE
-from smallgpt.kernels.select import BACKENDS
+from smallgpt.kernels.select import LOSS_BACKENDS
 from smallgpt.kernels.timing import Prepare, Samples, copy_bandwidth, measure
 
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward", "both")
@@ -148,7 +148,7 @@ def _fault(case: Case, operands: Operands, system: System, settings: Settings) -
     if error <= allowed:
         return None
     wrong = f"its error is {error:.0e}, and {allowed:.0e} is allowed"
-    if system.name in BACKENDS:
+    if system.name in LOSS_BACKENDS:  # all of ours
         raise HardwareError(
             f"{case.operation}: {system.name} is wrong on {settings.device} at {words(case)}: {wrong}. Nothing was timed.\n"
             "See smallgpt kernels list, and name other systems with --system."

@@ -18,7 +18,7 @@ from smallgpt.application.operation_costs import (
 )
 from smallgpt.domain import ops as plain
 from smallgpt.kernels.language import INSTALLED, INTERPRETING
-from smallgpt.kernels.select import BACKENDS
+from smallgpt.kernels.select import BACKENDS, LOSS_BACKENDS
 
 Outputs = tuple[Tensor, ...]
 Operation = Callable[..., Any]
@@ -185,7 +185,7 @@ class CrossEntropy:
 
     def systems(self, device: torch.device) -> Iterator[System]:
         """See Case."""
-        for name, operation in _distinct({name: ops.linear_cross_entropy for name, ops in BACKENDS.items()}):
+        for name, operation in _distinct({name: ops.linear_cross_entropy for name, ops in LOSS_BACKENDS.items()}):
             yield System(name, partial(_lose, operation))
         yield System("full-logits", partial(_lose, plain.linear_cross_entropy))
         if device.type == "cuda":

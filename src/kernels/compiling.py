@@ -4,10 +4,8 @@ The host code of an operation runs on meta tensors and says what it would launch
 architecture is there, specialises and compiles exactly that; the compiler's own figures are read off the result.
 """
 
-import ast
 import re
 import subprocess
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,17 +13,16 @@ from functools import cache
 from hashlib import sha256
 from importlib import import_module
 from importlib.resources import files
-from inspect import getsource
 from json import loads
 from tempfile import TemporaryDirectory
-from types import FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor
 
 from smallgpt.domain.errors import ConfigError, HardwareError
 from smallgpt.kernels.compile_report import Report, Row
-from smallgpt.kernels.language import INSTALLED, INTERPRETING, tl, triton
+from smallgpt.kernels.kernel_source import source_of
+from smallgpt.kernels.language import INSTALLED, INTERPRETING, triton
 from smallgpt.kernels.launching import Launch, Variant, recording
 
 
@@ -81,18 +78,23 @@ def jobs(operation: str, target: str) -> list[Job]:
 
 
 def compile_job(job: Job) -> Row:
-    """Compile one launch, past all caches, and read off what became of it; a failure to compile is a finding too."""
+    """Compile one launch, past all caches; a failure to compile is a finding too."""
     row = job.row
     launch = _launches(_variants(row.operation)[row.variant], row.target)[job.index]
-    with _gpu_pretended(row.target) as device, TemporaryDirectory() as folder, triton.knobs.cache.scope():
+    return replace(row, **compile_launch(launch, row.target))
+
+
+def compile_launch(launch: Launch, target: str) -> dict[str, Any]:
+    """Fields of a Row: what the compiler made of a launch; only `error`, if it made nothing."""
+    with _gpu_pretended(target) as device, TemporaryDirectory() as folder, triton.knobs.cache.scope():
         triton.knobs.cache.dir = folder
         try:
             compiled = launch.kernel.run(grid=(1,), warmup=True, **launch.arguments)
         except Exception as error:  # whatever kind the compiler raises
-            return replace(row, error=f"{type(error).__name__}: {_last_line(error)}")
+            return {"error": f"{type(error).__name__}: {_last_line(error)}"}
         finally:
             launch.kernel.device_caches.pop(device, None)  # thousands would fill the memory
-    return replace(row, **figures(compiled.asm, compiled.metadata))
+    return figures(compiled.asm, compiled.metadata) | {"error": ""}
 
 
 def figures(asm: Mapping[str, Any], metadata: Any) -> dict[str, Any]:
@@ -245,38 +247,6 @@ def _specialisation(launch: Launch) -> str:
         triton.knobs.runtime.jit_cache_hook = note_and_stop
         launch.kernel.run(grid=(1,), warmup=True, **launch.arguments)
     return keys[0]
-
-
-@cache
-def source_of(kernel: Any) -> str:
-    """A kernel's meaning as text: without its comments and layout, with that of every kernel it calls."""
-    texts: dict[str, str] = {}
-    _collect(kernel.fn, texts)
-    return repr(sorted(texts.items()))
-
-
-def _collect(function: FunctionType, texts: dict[str, str]) -> None:
-    name = f"{function.__module__}.{function.__qualname__}"
-    if name in texts or function.__module__.startswith("triton."):
-        return
-    tree = ast.parse(textwrap.dedent(getsource(function)))
-    texts[name] = ast.unparse(tree)
-    for node in ast.walk(tree):
-        used = _global(node, function)
-        if isinstance(called := getattr(used, "fn", None), FunctionType):
-            _collect(called, texts)
-        elif isinstance(used, tl.constexpr | int | float | str):
-            texts[f"{name}: {ast.unparse(node)}"] = repr(used)
-
-
-def _global(node: ast.AST, function: FunctionType) -> object:
-    """What a name, or a name of a module's, means inside a kernel; None for locals and the rest."""
-    if isinstance(node, ast.Name):
-        return function.__globals__.get(node.id)
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-        module = function.__globals__.get(node.value.id)
-        return getattr(module, node.attr, None) if isinstance(module, ModuleType) else None
-    return None
 
 
 def _measured(operation: str, target: str) -> list[dict[str, Any]]:

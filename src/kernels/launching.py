@@ -24,6 +24,7 @@ class Launch:
     """One kernel launch, as asked for."""
 
     kernel: Any
+    grid: tuple[int, ...]
     arguments: Mapping[str, Any]
     """By the kernel's own parameter names; also num_warps and num_stages."""
 
@@ -37,6 +38,19 @@ class Variant:
     run: Callable[[], object]
 
 
+@dataclass(frozen=True)
+class Tunable:
+    """One entry of a table, and host code that launches its kernel."""
+
+    kernel: str
+    size: int
+    bits: int
+    run: Callable[[str], object]
+    """Given a device ("meta", "cuda"), does one representative piece of work."""
+    index: int
+    """Which of the launches is the kernel's."""
+
+
 _forced_architecture: str | None = None
 _recorded: list[Launch] | None = None
 
@@ -44,7 +58,7 @@ _recorded: list[Launch] | None = None
 def launch(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
     """Run `kernel` over `grid`, its arguments by name, num_warps and num_stages among them."""
     if _recorded is not None:
-        _recorded.append(Launch(kernel, arguments))
+        _recorded.append(Launch(kernel, grid, arguments))
         return
     kernel[grid](**arguments)
 

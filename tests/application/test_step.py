@@ -54,18 +54,19 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert not {name for name in found if not torch.equal(found[name], expected[name])}
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.01)])
 @pytest.mark.parametrize("micro_batch", [8, 4, 3, 2, 1])
 def test_micro_batches_give_the_whole_batchs_loss_and_gradients(
-    tiny: GPTConfig, make_batches: MakeBatches, micro_batch: int, smoothing: float
+    tiny: GPTConfig, make_batches: MakeBatches, micro_batch: int, smoothing: float, z_loss: float
 ) -> None:
     """Rows have 0 to 12 ignored targets, one row nothing else: a mean of micro-batch means would be another number."""
     batches = make_batches(tiny, ignored=lambda row: [0, 11, 3, 12, 7, 0, 12, 5][row])
-    training = {"micro_batch": micro_batch, "label_smoothing": smoothing}
+    training = {"micro_batch": micro_batch, "label_smoothing": smoothing, "z_loss": z_loss}
     stepper = make_stepper(settings(tiny, training=training))
     inputs, targets = batches.rows(0, range(8))
     logits = stepper.model(inputs).flatten(0, 1)
     expected = F.cross_entropy(logits, targets.flatten(), label_smoothing=smoothing)
+    expected = expected + z_loss * logits.logsumexp(-1)[targets.flatten() != -100].square().mean()
     torch.autograd.backward(expected)
     wanted = {n: p.grad.clone() for n, p in stepper.model.named_parameters() if p.grad is not None}
     stepper.model.zero_grad()

@@ -128,10 +128,11 @@ def test_a_training_event_says_what_the_step_did(tiny: GPTConfig, make_loop: Mak
     assert seconds == sorted(seconds)
 
 
-def test_label_smoothing_is_in_the_training_loss_and_in_no_validation(
-    tiny: GPTConfig, make_loop: MakeLoop, record: Record
+@pytest.mark.parametrize("extra", ["label_smoothing", "z_loss"])
+def test_label_smoothing_and_z_loss_are_in_the_training_loss_and_in_no_validation(
+    tiny: GPTConfig, make_loop: MakeLoop, record: Record, extra: str
 ) -> None:
-    smooth = settings(tiny, training={"label_smoothing": 0.5, "max_steps": 1}, optimizer={"learning_rate": 1e-30})
+    smooth = settings(tiny, training={extra: 0.5, "max_steps": 1}, optimizer={"learning_rate": 1e-30})
     plain = settings(tiny, training={"max_steps": 1}, optimizer={"learning_rate": 1e-30})
     other = type(record)()
     model = GPT(tiny)

@@ -122,16 +122,20 @@ def test_the_logits_are_the_formulas(tiny: GPTConfig, bias: bool, length: int) -
     torch.testing.assert_close(logits.double(), formula(config, model.state_dict(), idx), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.01)])
 @pytest.mark.parametrize("ignore_index", [-100, 7])
-def test_targets_turn_the_logits_into_their_mean_loss(model: GPT, smoothing: float, ignore_index: int) -> None:
+def test_targets_turn_the_logits_into_their_mean_loss(
+    model: GPT, smoothing: float, z_loss: float, ignore_index: int
+) -> None:
     idx, targets = tokens(model.config, 2, 12), tokens(model.config, 2, 12)
     targets[0, :5] = ignore_index
     expected = F.cross_entropy(
         model(idx).flatten(0, 1), targets.flatten(), label_smoothing=smoothing, ignore_index=ignore_index
     )
+    lse = model(idx).logsumexp(-1)[targets != ignore_index]
+    expected = expected + z_loss * lse.square().mean()
     for call in (model, model.loss):
-        loss = call(idx, targets, label_smoothing=smoothing, ignore_index=ignore_index)
+        loss = call(idx, targets, label_smoothing=smoothing, ignore_index=ignore_index, z_loss=z_loss)
         assert loss.shape == ()
         torch.testing.assert_close(loss, expected)
 

@@ -10,11 +10,13 @@ section, not the check. Writes one JSON. Exit code: 1 where a kernel is wrong or
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +78,16 @@ def _in_own_process(name: str, seconds: float) -> dict[str, Any]:
         out = Path(folder) / "section.json"
         command = [sys.executable, "-m", "tests.gpu_check", "--section", name, "--out", str(out)]
         environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+        child = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
         try:
-            code = subprocess.run(command, cwd=ROOT, env=environment, timeout=max(seconds, 1)).returncode
+            code = child.wait(max(seconds, 1))
             broke = f"the process ended with exit code {code}" if code else None
         except subprocess.TimeoutExpired:
             broke = f"stopped: the whole check takes at most {SECONDS} s"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # with what it started
+            child.wait()
         result = json.loads(out.read_text()) if broke is None else {"passed": False, "broke": broke}
     if broke:
         print(broke)

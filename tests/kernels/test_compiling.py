@@ -11,8 +11,9 @@ import pytest
 
 from smallgpt.kernels import tiles
 from smallgpt.kernels.compile_report import Row, faults, read, worse, write
-from smallgpt.kernels.compiling import amdgcn_usage, cuobjdump_usage, dots, instruction, source_of
+from smallgpt.kernels.compiling import amdgcn_usage, cuobjdump_usage, dots, instruction
 from smallgpt.kernels.gpus import GPUS, occupancy
+from smallgpt.kernels.kernel_source import source_of
 from smallgpt.kernels.launching import ARCHITECTURES, recording
 from smallgpt.kernels.tiles import Tile
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from smallgpt.domain import ops as plain
-from smallgpt.domain.ops import LinearCrossEntropy
+from smallgpt.domain.ops import LinearCrossEntropy, Reduction
 from smallgpt.kernels.linear_cross_entropy import native, reference
 
 IMPLEMENTATIONS: dict[str, LinearCrossEntropy] = {
@@ -35,19 +35,31 @@ CASES = {  # and the rows of a chunk of the native form; seven divides none of t
 implementation = pytest.mark.parametrize("op", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 
 
-def formula(x: Tensor, weight: Tensor, targets: Tensor, smoothing: float, ignore_index: int = -100) -> Tensor:
-    """Cross-entropy against (1-ε)·onehot + ε/V, row by row, averaged over the rows that count."""
+def formula(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    smoothing: float,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Cross-entropy against (1-ε)·onehot + ε/V, row by row, with z_loss·(log of the softmax's denominator)² for each."""
     V = weight.size(0)
     losses = []
     for row, target in zip(x, targets.tolist(), strict=True):
         if target == ignore_index:
+            losses.append((0 * row).sum())
             continue
         scores = weight @ row
-        log_p = scores - scores.max() - (scores - scores.max()).exp().sum().log()
+        log_z = scores.max() + (scores - scores.max()).exp().sum().log()
         wanted = torch.full((V,), smoothing / V, dtype=x.dtype)
         wanted[target] += 1 - smoothing
-        losses.append(-(wanted * log_p).sum())
-    return torch.stack(losses).mean()
+        losses.append((wanted * (log_z - scores)).sum() + z_loss * log_z**2)
+    of_rows = torch.stack(losses)
+    if reduction == "none":
+        return of_rows
+    return of_rows.sum() / ((targets != ignore_index).sum() if reduction == "mean" else 1)
 
 
 def problem(N: int, C: int, V: int, ignored: str = "some") -> tuple[Tensor, Tensor, Tensor]:
@@ -99,6 +111,55 @@ def test_loss_and_gradients_are_the_formulas_and_torchs(
             expected = gradients(oracle, *exact, upstream)
             for found, wanted in zip(gradients(loss, x, weight, upstream), expected, strict=True):
                 assert_near(found, wanted, 5e-6)
+
+
+@pytest.mark.parametrize(("op", "rows"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("z_loss", [0.0, 0.03])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_reductions_and_z_loss(
+    op: LinearCrossEntropy,
+    rows: int,
+    smoothing: float,
+    z_loss: float,
+    reduction: Reduction,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "CHUNK_BYTES", rows * 4 * 101)
+    x, weight, targets = problem(33, 32, 101)
+    loss = op(x, weight, targets, smoothing, -100, z_loss, reduction)
+    assert loss.dtype == torch.float32
+    exact = in_float64(x, weight)
+    expected = formula(*exact, targets, smoothing, -100, z_loss, reduction)
+    assert_near(loss, expected, 2e-6)
+    assert not loss[targets == -100].any() if reduction == "none" else loss.dim() == 0
+    for scale in (1.0, 1e-30, -1e6):  # the second backward pass through the same graph, and the third
+        upstream = scale * torch.randn(loss.shape)
+        found = torch.autograd.grad(loss, [x, weight], upstream, retain_graph=True)
+        wanted = torch.autograd.grad(expected, exact, upstream.double(), retain_graph=True)
+        for a, b in zip(found, wanted, strict=True):
+            assert (a.double() - b).norm() <= 1e-5 * b.norm()
+
+
+@implementation
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("N", [0, 6])
+def test_rows_that_do_not_count_get_no_gradient(op: LinearCrossEntropy, reduction: Reduction, N: int) -> None:
+    x, weight = torch.randn(N, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
+    loss = op(x, weight, torch.full((N,), -100), 0.1, -100, 0.03, reduction)
+    for gradient in torch.autograd.grad(loss, [x, weight], torch.randn(loss.shape)):
+        assert not gradient.any(), "0, and not nan, whatever the mean is"
+
+
+@implementation
+def test_a_row_without_a_slope_gets_no_gradient(op: LinearCrossEntropy) -> None:
+    x, weight, targets = problem(6, 8, 5, "none")
+    losses = op(x, weight, targets, 0.1, -100, 0.03, "none")
+    dx, dweight = torch.autograd.grad(losses, [x, weight], torch.zeros(6), retain_graph=True)
+    assert not dx.any()
+    assert not dweight.any()
+    (dx,) = torch.autograd.grad(losses[2], x)
+    assert dx.any(1).tolist() == [False, False, True, False, False, False]
 
 
 @implementation
@@ -245,10 +306,13 @@ def test_fp16_keeps_gradients_that_the_mean_over_many_rows_would_flush_to_zero()
     assert_near(dw[rare] / scale, wanted[rare], 0.02)
 
 
-def test_the_references_gradients_are_those_of_finite_differences() -> None:
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_references_gradients_are_those_of_finite_differences(reduction: Reduction) -> None:
     x, weight = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((6, 5), (11, 5)))
     targets = torch.tensor([0, 10, -100, 3, 3, -100])
-    assert torch.autograd.gradcheck(lambda a, b: reference.linear_cross_entropy(a, b, targets, 0.1, -100), (x, weight))
+    assert torch.autograd.gradcheck(
+        lambda a, b: reference.linear_cross_entropy(a, b, targets, 0.1, -100, 0.03, reduction), (x, weight)
+    )
 
 
 class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -137,7 +137,7 @@ def wrong_in(operation: str) -> Ops:
         "cached_attention": lambda q, k, v, n: TORCH_OPS.cached_attention(q, k, v, torch.full_like(n, k.size(1))),
         "layer_norm": lambda x, w, b, eps: TORCH_OPS.layer_norm(x, w, None, eps),
         "add_layer_norm": lambda r, d, w, b, eps: (r, TORCH_OPS.layer_norm(r + d, w, b, eps)),
-        "linear_cross_entropy": lambda x, w, t, s, i: TORCH_OPS.linear_cross_entropy(x, w, t, 0.0, i),
+        "linear_cross_entropy": lambda x, w, t, s, i, z: TORCH_OPS.linear_cross_entropy(x, w, t, 0.0, i, z),
     }
     return TORCH_OPS._replace(**{operation: faults[operation]})
 

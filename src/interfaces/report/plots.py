@@ -24,7 +24,9 @@ def loss_plot(run: RunRecord) -> str:
     """Training loss, raw and smoothed, the validation passes, and the n-gram lines to beat; nats per token."""
     figure, axes = _axes("nats per token", width=5.8, height=3.8, legend=True, margin=1.15)
     steps = [float(event["step"]) for event in run.train]
-    how = " (smoothed labels)" if run.config.training.label_smoothing else ""
+    added = {"smoothed labels": run.config.training.label_smoothing, "z-loss": run.config.training.z_loss}
+    words = ", ".join(name for name, weight in added.items() if weight)
+    how = f" ({words})" if words else ""
     _line(axes, steps, run.losses, "faint", width=0.8)
     _line(axes, steps, smoothed(run.losses), "a", label="training" + how)
     passes = [(float(event["step"]), number(event, "nats_per_token")) for event in run.validations]

@@ -1,11 +1,10 @@
 """Causal attention by our Triton kernels, on the packed projection: one launch forward, one backward. README.md derives them.
 
-Up to T = 128, where the tables have an entry, a head's whole sequence is one tile (one_tile.py); beyond, and where that tile does
-not fit, the online softmax in two stages (two_stage.py).
+Up to T = 128, where the tables have an entry, a head's whole sequence is one tile (one_tile.py); beyond, and where that tile
+does not fit, the online softmax in two stages (two_stage.py).
 """
 
-from math import log2, sqrt
-from math import e as EULER
+from math import e, log2, sqrt
 from typing import Any
 
 import torch
@@ -71,7 +70,7 @@ def launch_forward(qkv: Tensor, seed: Tensor | None, dropout: float) -> tuple[Te
         return y, lse
     B, T, H, D = y.shape
     qkv = _columns_adjacent(qkv)
-    common = _common(qkv, seed, dropout) | {"y_ptr": y, "scale": log2(EULER) / sqrt(D)}
+    common = _common(qkv, seed, dropout) | {"y_ptr": y, "scale": log2(e) / sqrt(D)}
     tiles = _one_tile(qkv, seed)
     if tiles is not None:
         launch(one_tile.forward, (B * H,), **common, **tiles[0])
@@ -92,7 +91,7 @@ def launch_backward(
     qkv, dy = _columns_adjacent(qkv), _columns_adjacent(dy)
     strides = dict(zip(("dy_stride_b", "dy_stride_t", "dy_stride_h"), dy.stride()[:3], strict=True))
     common = _common(qkv, seed, dropout) | strides
-    common |= {"dy_ptr": dy, "dqkv_ptr": dqkv, "scale": log2(EULER) / sqrt(D), "scale_of_gradient": 1 / sqrt(D)}
+    common |= {"dy_ptr": dy, "dqkv_ptr": dqkv, "scale": log2(e) / sqrt(D), "scale_of_gradient": 1 / sqrt(D)}
     if lse is None:
         tiles = _one_tile(qkv, seed)
         assert tiles is not None, "the forward pass took one tile"

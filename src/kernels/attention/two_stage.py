@@ -1,9 +1,9 @@
 """Causal attention for any T: a block of queries walks over the keys with an online softmax, in two stages.
 
-Keys before the block are seen by all of its queries and need no mask; only the blocks on the diagonal do. The forward pass keeps
-one number a query, the base-2 log-sum-exp of its scores. The backward pass is one launch whose programs make dK and dV of
-a block of keys, or dQ of a block of queries: every sum has one owner, so there are no atomics, and results do not
-depend on the order in which programs run. delta = rowsum(dy ∘ y) is made where it is needed instead of in a launch of its own.
+Keys before the block are seen by all of its queries and need no mask; only the blocks on the diagonal do. The forward
+pass keeps one number a query, the base-2 log-sum-exp of its scores. The backward pass is one launch whose programs make dK
+and dV of a block of keys, or dQ of a block of queries: every sum has one owner, so there are no atomics, and results do
+not depend on the order in which programs run. delta = rowsum(dy ∘ y) is made where it is needed, not in a launch of its own.
 
 Shape letters: M = queries and N = keys of a tile, D = BLOCK_D. Programs with the most work start first.
 """

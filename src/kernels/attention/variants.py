@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from smallgpt.kernels.attention import fused
-from smallgpt.kernels.launching import Variant
+from smallgpt.kernels.launching import Tunable, Variant
 from smallgpt.kernels.tiles import Tile
 
 HEAD_SIZES = (32, 64, 128)  # one for each size in the table
@@ -15,15 +15,19 @@ SEQUENCES = (64, 128, 1024)  # the two single tiles, and two stages
 
 
 def variants() -> Iterator[Variant]:
-    """Every entry of the table in its dtypes, with and without dropout; padded heads and odd lengths in bf16."""
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for head_size in HEAD_SIZES:
-            for tokens in SEQUENCES:
-                yield from _with_and_without_dropout(tokens, head_size, dtype)
+    """Every entry of the table with and without dropout; fp16, which shares bf16's entries, at the commonest head size."""
+    for head_size in HEAD_SIZES:
+        for tokens in SEQUENCES:
+            yield from _with_and_without_dropout(tokens, head_size, torch.bfloat16)
+        yield from _with_and_without_dropout(1024, head_size, torch.float32)
+        yield Variant(f"T=1024 D={head_size} tf32", partial(_run_with_tf32, head_size))
+    for tokens in SEQUENCES:
+        yield from _with_and_without_dropout(tokens, 64, torch.float16)
     for head_size in PADDED_HEAD_SIZES:
         yield from _with_and_without_dropout(1024, head_size, torch.bfloat16)
-    yield from _with_and_without_dropout(100, 64, torch.bfloat16)
-    yield from _with_and_without_dropout(1023, 64, torch.bfloat16)
+    for tokens in (100, 1023):  # of which nothing is a multiple of 16
+        yield from _with_and_without_dropout(tokens, 64, torch.bfloat16)
+    yield Variant("one token", _run_one_token)
 
 
 def _with_and_without_dropout(tokens: int, head_size: int, dtype: torch.dtype) -> Iterator[Variant]:
@@ -32,49 +36,82 @@ def _with_and_without_dropout(tokens: int, head_size: int, dtype: torch.dtype) -
         yield Variant(name, partial(run, tokens, head_size, dtype, dropout))
 
 
-def run(tokens: int, head_size: int, dtype: torch.dtype, dropout: float, device: str = "meta") -> None:
-    """Forward and backward at a size that fills a GPU: 64 sequences of 8 heads."""
-    qkv = torch.empty(64, tokens, 3, 8, head_size, dtype=dtype, device=device)
+def _run_with_tf32(head_size: int) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        run(1024, head_size, torch.float32, 0.0)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _run_one_token() -> None:
+    """Every count is 1, which Triton compiles as a constant."""
+    for dtype in (torch.bfloat16, torch.float32):  # one tile, and two stages
+        run(1, 64, dtype, 0.0, sequences=1, heads=1)
+
+
+def tunables() -> Iterator[Tunable]:
+    """Every entry of the table."""
+    for size in HEAD_SIZES:
+        for bits, dtype in ((16, torch.float16), (32, torch.float32)):
+            for dropout in (0.0, 0.1):
+                for kernel, tokens in (("one_tile_{}_64", 64), ("one_tile_{}_128", 128), ("two_stage_{}", 1024)):
+                    for index, direction in enumerate(("forward", "backward")):
+                        name = kernel.format(direction) + ("_dropout" if dropout else "")
+                        yield Tunable(name, size, bits, partial(run, tokens, size, dtype, dropout), index)
+
+
+def run(
+    tokens: int,
+    head_size: int,
+    dtype: torch.dtype,
+    dropout: float,
+    device: str = "meta",
+    sequences: int = 64,
+    heads: int = 8,
+) -> None:
+    """Forward and backward, by default at a size that fills a GPU."""
+    qkv = torch.empty(sequences, tokens, 3, heads, head_size, dtype=dtype, device=device)
     seed = torch.ones(1, dtype=torch.int64, device=device) if dropout else None
     y, lse = fused.launch_forward(qkv, seed, dropout)
-    saved = (y, lse) if lse.numel() else (None, None)
-    fused.launch_backward(y, qkv, *saved, seed, dropout)
+    kept = lse.numel() > 0
+    fused.launch_backward(y, qkv, y if kept else None, lse if kept else None, seed, dropout)
 
 
 def candidates(kernel: str, architecture: str, size: int, bits: int) -> list[Tile]:
     """Tiles to try, best guess first: the sizes that others publish for such GPUs, then ever smaller ones."""
+    large = architecture in ("sm_90", "sm_100")  # whose tensor cores want 64 or 128 rows at a time
+    fma = bits == 32 or architecture == "sm_75"
     kernel = kernel.removesuffix("_dropout")
     if kernel == "two_stage_forward":
-        names = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")
-        found = _forward(architecture) if bits == 16 else FORWARD_32
+        names = "BLOCK_M BLOCK_N num_warps num_stages"
+        found = FORWARD_FMA if fma else LARGE_FORWARD * large + FORWARD
     elif kernel == "two_stage_backward":
-        names = ("BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2", "num_warps", "num_stages")
-        found = _backward(architecture) if bits == 16 else BACKWARD_32[size > 64 :]
+        names = "BLOCK_M1 BLOCK_N1 BLOCK_M2 BLOCK_N2 num_warps num_stages"
+        found = BACKWARD_FMA if fma else LARGE_BACKWARD * large + BACKWARD
     else:
-        names = ("BLOCK_M", "num_warps", "num_stages")
-        found = ONE_TILE[int(kernel.rsplit("_", 1)[1])] if bits == 16 else []
-    return [dict(zip(names, numbers, strict=True)) for numbers in found]
+        names = "BLOCK_M num_warps num_stages"
+        found = ONE_TILE[int(kernel.rsplit("_", 1)[1])] if not fma else []
+    return [dict(zip(names.split(), numbers, strict=True)) for numbers in found]
 
 
-# Tensor cores of Hopper and later want 64 or 128 rows; FlexAttention's and FlashAttention-2's defaults come first.
-def _forward(architecture: str) -> list[tuple[int, ...]]:
-    large = [(128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 3)]
-    medium = [(128, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)]
-    return (large if architecture in ("sm_90", "sm_100") else []) + medium + [(32, 32, 4, 2), (32, 32, 4, 1)]
-
-
-def _backward(architecture: str) -> list[tuple[int, ...]]:
-    large = [(64, 128, 128, 64, 8, 3), (64, 128, 128, 64, 8, 2), (64, 128, 128, 64, 8, 1)]
-    medium = [(64, 64, 64, 64, 4, 2), (64, 64, 64, 64, 8, 2), (32, 128, 128, 32, 8, 2), (32, 64, 64, 32, 4, 2)]
-    small = [(32, 64, 64, 32, 8, 2), (32, 64, 64, 32, 8, 1), (32, 32, 32, 32, 4, 2), (16, 32, 32, 16, 4, 1)]
-    return (large if architecture in ("sm_90", "sm_100") else []) + medium + small
-
-
-# Full-precision products are fused multiply-adds over whole operand rows in registers: small tiles, many warps, and no
-# single tile: at 64 tokens its backward pass already spills 200 bytes a thread or more, whatever the warps.
-FORWARD_32 = [(64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1)]
-BACKWARD_32 = [(32, 32, 32, 32, 8, 1), (16, 16, 16, 16, 8, 1), (16, 32, 32, 16, 4, 1), (16, 16, 16, 16, 4, 1)]
-ONE_TILE = {
+Numbers = list[tuple[int, ...]]
+# FlexAttention's and FlashAttention-2's own choices come first.
+LARGE_FORWARD: Numbers = [(128, 128, 8, 3), (128, 128, 8, 2)]
+FORWARD: Numbers = [
+    (128, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 1),
+]  # fmt: skip
+LARGE_BACKWARD: Numbers = [(64, 128, 128, 64, 8, 3), (64, 128, 128, 64, 8, 2), (64, 128, 128, 64, 8, 1)]
+BACKWARD: Numbers = [
+    (64, 64, 64, 64, 4, 2), (64, 64, 64, 64, 8, 2), (32, 128, 128, 32, 8, 2), (32, 64, 64, 32, 4, 2),
+    (32, 64, 64, 32, 8, 2), (32, 64, 64, 32, 8, 1), (32, 32, 32, 32, 4, 2), (16, 32, 32, 16, 4, 1),
+]  # fmt: skip
+ONE_TILE: dict[int, Numbers] = {
     64: [(64, 4, 1), (64, 8, 1), (32, 4, 1), (32, 8, 1), (16, 8, 1)],
     128: [(128, 8, 1), (64, 8, 1), (64, 4, 1), (32, 8, 1), (16, 8, 1)],
 }
+# Exact products, and all on sm_75, are fused multiply-adds over operand rows in registers: small tiles, and two stages, with
+# which the rows come out of shared memory. A single tile spills 200 bytes a thread or more, whatever the warps.
+FORWARD_FMA: Numbers = [(64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1)]
+BACKWARD_FMA: Numbers = [(32, 32, 32, 32, 8, 2), (16, 32, 32, 16, 8, 2), (16, 16, 16, 16, 8, 2), (16, 16, 16, 16, 8, 1)]

@@ -14,19 +14,20 @@ MAX_WIDTH = 8192
 
 @dataclass(frozen=True)
 class RowRule:
-    """`elements` a tile, `a_thread` of them a thread."""
+    """`elements` a tile in at most `rows` rows, `a_thread` of them a thread."""
 
     elements: int
+    rows: int
     a_thread: int
 
 
-FORWARD = RowRule(elements=4096, a_thread=16)
-BACKWARD = RowRule(elements=1024, a_thread=16)  # five tiles of fp32 are alive at once: x, dy, dx and the two sums
+FORWARD = RowRule(elements=4096, rows=128, a_thread=16)
+BACKWARD = RowRule(elements=1024, rows=16, a_thread=16)  # five tiles of fp32 are alive: x, dy, dx and the two sums
 
 
 def row_tile(rule: RowRule, width: int) -> dict[str, int]:
     """The constants of a launch over rows of `width`, num_warps and num_stages included."""
     columns = triton.next_power_of_2(width)
-    rows = max(1, rule.elements // columns)
+    rows = max(1, min(rule.rows, rule.elements // columns))
     warps = max(1, min(32, rows * columns // (rule.a_thread * 32)))
     return {"BLOCK_ROWS": rows, "BLOCK_C": columns, "num_warps": warps, "num_stages": 2}

@@ -55,7 +55,6 @@ def assert_parity(
             assert found[name] is None
         else:
             assert_as_good_as_eager(found[name], rounded(rough[name], x.dtype), expected[name], x.dtype, name)
-    dtype = found["total"].dtype
     for name in ("total", "y"):
         assert_as_good_as_eager(found[name], rounded(rough[name], dtype), expected[name], dtype, name)
 

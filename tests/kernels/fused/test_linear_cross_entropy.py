@@ -265,7 +265,7 @@ def test_logits_in_the_thousands_stay_finite(op: LinearCrossEntropy, device: tor
     x, weight, targets = problem((9, 32, 70), device)
     x = (1000 * x).detach().requires_grad_()
     with small_tiles():
-        assert_parity(op, x, weight, targets, 0.1)
+        assert_parity(op, x, weight, targets, 0.1, -100, 0.0, "none")
 
 
 @each_design
@@ -452,11 +452,11 @@ def test_weights_are_summed_in_fp32(device: torch.device) -> None:
 def test_fp16_keeps_what_a_mean_over_many_rows_would_flush_to_zero(
     op: LinearCrossEntropy, reduction: Reduction, device: torch.device
 ) -> None:
-    """Slopes of 4e-7 that the upstream gradient, as of a mean over 8,192 rows, makes 5e-11: fp16 ends at 6e-8."""
+    """Slopes of 3e-7 that the upstream gradient, as of a mean over 8,192 rows, makes 4e-11: fp16 ends at 6e-8."""
     N, C, V = 5, 16, 2000
     x = torch.randn(N, C, device=device)
     weight = 0.1 * torch.randn(V, C, device=device)
-    weight[0] += 7 * (x.T @ (x @ x.T).inverse()).sum(1)  # the target, e^7 times as probable as the others
+    weight[0] += 15 * (x.T @ (x @ x.T).inverse()).sum(1)  # the target, e^15 times as probable as the others
     weight.requires_grad_()
     targets = torch.zeros(N, dtype=torch.int64, device=device)
     with torch.autocast(device.type, torch.float16):
@@ -530,8 +530,8 @@ def test_the_operators_are_what_they_declare(device: torch.device, monkeypatch: 
             torch.library.opcheck(operator, operands, test_utils=tests)
     _, highest, log_sum, _ = flash.FLASH(x, weight, targets, 0.1, -100, 0.0, False)
     for dtype in (torch.float32, torch.float16):
-        operands = (x, weight, targets, highest, log_sum, scale, share, 0.1, -100, 0.0, dtype)
-        torch.library.opcheck(flash.FLASH_DWEIGHT, operands, test_utils=tests)
+        of_weight = (x, weight, targets, highest, log_sum, scale, share, 0.1, -100, 0.0, dtype)
+        torch.library.opcheck(flash.FLASH_DWEIGHT, of_weight, test_utils=tests)
 
 
 @each_design
@@ -572,7 +572,7 @@ BAD_INPUT: dict[str, tuple[tuple[Any, ...], str]] = {
 
 @pytest.mark.parametrize(("operands", "words"), BAD_INPUT.values(), ids=BAD_INPUT)
 def test_bad_input(operands: tuple[Any, ...], words: str, device: torch.device) -> None:
-    given = [t if not isinstance(t, Tensor) or t.is_meta else t.to(device) for t in operands]
+    given: list[Any] = [t if not isinstance(t, Tensor) or t.is_meta else t.to(device) for t in operands]
     for op in (fused.linear_cross_entropy, *DESIGNS.values()):
         with pytest.raises(ValueError, match=f"^linear_cross_entropy: {words}"):
             op(*given)
