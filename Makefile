@@ -9,7 +9,7 @@ READY := .venv/.ready
 # Idle threads sleep instead of spinning: two test processes share two cores.
 TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2
 
-.PHONY: help install demo test test-slow lint bench gpu-check clean
+.PHONY: help install demo test test-slow lint bench gpu-check tune clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -43,6 +43,12 @@ bench: $(READY)  ## operations beside torch's own, then a training step beside t
 
 gpu-check:  ## the kernels on this machine's GPU: parity, times, training (needs torch, triton, pytest; no .venv)
 	PYTHONPATH=typings $(PYTHON) -m tests.gpu_check
+
+OPERATION ?= attention
+ARCHITECTURE ?= sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120 gfx942
+
+tune:  ## write OPERATION's tile table for ARCHITECTURE, by measuring where the GPU is one, else by compiling
+	PYTHONPATH=typings $(PYTHON) -m tests.gpu_check.tune $(OPERATION) --architecture $(ARCHITECTURE)
 
 clean:  ## remove what can be made again (not data/ and runs/)
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

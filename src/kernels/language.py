@@ -3,15 +3,15 @@
 from types import SimpleNamespace
 from typing import Any
 
-triton: Any
-tl: Any
-
 try:
-    import triton
-    import triton.language as tl
+    import triton as _triton
+    import triton.language as _language
 except ModuleNotFoundError:  # macOS and Windows have no wheel
-    triton = SimpleNamespace(jit=lambda kernel: kernel)
-    tl = SimpleNamespace(constexpr=lambda value: value)
+    _triton = SimpleNamespace(jit=lambda kernel: kernel)
+    _language = SimpleNamespace(constexpr=lambda value: value)
+
+triton: Any = _triton
+tl: Any = _language
 
 
 INSTALLED = hasattr(triton, "compile")

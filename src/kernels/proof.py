@@ -19,6 +19,8 @@ class Check:
     passed: bool
     words: str
     """What happened, for people: the error met, or the failure."""
+    error: float | None
+    """The largest relative error met; None where nothing ran."""
 
 
 def check(operation: str, ops: Ops, oracle: Ops, device: torch.device, dtype: torch.dtype) -> Check:
@@ -28,11 +30,11 @@ def check(operation: str, ops: Ops, oracle: Ops, device: torch.device, dtype: to
     try:
         results = run(ops, generator, device, dtype)
     except Exception as error:  # Triton's, torch's and the driver's have no common base
-        return Check(False, f"failed to launch on {device}: {_first_line(error)}")
+        return Check(False, f"failed to launch on {device}: {_first_line(error)}", None)
     expected = run(oracle, generator.manual_seed(0), torch.device("cpu"), torch.float64)
     worst = max(_distance(a, b) for a, b in zip(results, expected, strict=True))
     verdict = f"launched on {device}; largest error {worst:.0e} of {TOLERANCE[dtype]:.0e} allowed"
-    return Check(worst <= TOLERANCE[dtype], verdict)  # nan compares false: not passed
+    return Check(worst <= TOLERANCE[dtype], verdict, worst)  # nan compares false: not passed
 
 
 def _first_line(error: Exception) -> str:

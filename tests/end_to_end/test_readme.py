@@ -4,6 +4,7 @@ A command is shortened by SHORTER: flags whose values are replaced or, where the
 that nobody thought of is run as it is; a line that is no command of a known kind fails the test.
 """
 
+import os
 import random
 import re
 import shlex
@@ -43,6 +44,8 @@ SHORTER: dict[str, dict[str, str]] = {
         "--vocab-size": "300",
         "--batch-size": "2",
     },
+    "bench attention": {"--seq-lens": "16", "--rounds": "1", "--seconds": "0.01"},
+    "kernels check": {"--backend": "torch"},
     "prepare hub": {"--tokenizer": "bytes"},  # the usual one needs tiktoken's files
     "prepare tinystories": {"--tokenizer": "bytes"},
 }
@@ -113,6 +116,9 @@ def run_line(line: str) -> None:
             return
         case ["make", target, *_]:
             assert target in targets(), line
+        case ["smallgpt", "kernels", "compile", *_]:  # where the kernels are not the interpreter's
+            outside = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+            subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True, timeout=240, env=outside)
         case ["smallgpt" | ".venv/bin/smallgpt", *arguments]:
             with pytest.raises(SystemExit) as left:
                 main(shortened(arguments))
@@ -126,6 +132,12 @@ def run_line(line: str) -> None:
                 assert list(Path().glob(f"{path}/{name}")), name
         case _:
             pytest.fail(f"no way is known to run {line!r}; teach this test, or change the page")
+
+
+@pytest.fixture(autouse=True)
+def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newcomer without a GPU: the Triton kernels do not run, not even slowly."""
+    monkeypatch.setattr("smallgpt.kernels.launching.INTERPRETING", False)
 
 
 @pytest.fixture
@@ -170,7 +182,7 @@ def test_the_pages_are_found_and_every_block_is_of_a_kind_that_is_tested() -> No
     found = [block for page in PAGES for block in blocks(page)]
     assert {block.language for block in found} <= {"", "sh", "bash", "console", "python", "toml"}
     lines = [line for block in found for line in block.text.splitlines()]
-    for command in COMMANDS.keys() - {"bench"}:  # named in running text, with what it measures
+    for command in COMMANDS:
         assert [line for line in lines if line.startswith(f"smallgpt {command}")], command
     assert sum(block.language == "python" for block in found) >= 2
     assert [line for line in lines if line.startswith("make ")]
@@ -236,6 +248,8 @@ def test_commands_in_messages_are_commands(path: Path) -> None:
 
 HELPED = [[], *([name] for name in COMMANDS), ["prepare", "demo"], ["prepare", "hub"], ["prepare", "text"]]
 HELPED += [["prepare", "tinystories"], ["prepare", "bins"], ["kernels", "list"], ["bench", "train"]]
+HELPED += [["kernels", "check"], ["kernels", "compile"]]
+HELPED += [["bench", "attention"], ["bench", "layer-norm"], ["bench", "cross-entropy"]]
 
 
 @pytest.mark.parametrize("words", HELPED, ids=" ".join)

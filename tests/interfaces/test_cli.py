@@ -68,6 +68,8 @@ def test_the_version_is_the_packages(run: Run) -> None:
         "evaluate",
         "generate",
         "kernels list",
+        "kernels check",
+        "kernels compile",
         "prepare",
         "prepare demo",
         "prepare tinystories",

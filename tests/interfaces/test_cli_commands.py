@@ -13,6 +13,7 @@ import pytest
 from smallgpt.domain.config import DataConfig
 from smallgpt.interfaces.cli import main
 from smallgpt.interfaces.cli.prepare import default_folder
+from smallgpt.kernels.select import BACKENDS
 
 TINY = [
     "--model.n-layer=1",
@@ -324,6 +325,36 @@ def test_generate_needs_a_tokenizer_beside_the_model(run: Run, place: Path, tmp_
     assert run("generate", str(tmp_path), "--max-new-tokens", "3")[0] == 0
 
 
+@pytest.fixture
+def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smallgpt.kernels.launching.INTERPRETING", False)
+
+
+@pytest.mark.usefixtures("no_interpreter")
+def test_kernels_check_compares_what_runs_here_and_fails_only_for_what_was_asked_for(run: Run) -> None:
+    code, out, _ = run("kernels", "check", "--device", "cpu", "--json")
+    rows = json.loads(out)
+    assert code == 0, "Triton cannot run here, and nobody asked for it"
+    assert all(set(row) == {"operation", "backend", "dtype", "passed", "words", "error"} for row in rows)
+    assert len(rows) == 3 * (3 + 3 + 5)
+    for row in rows:
+        assert row["passed"] == (row["error"] is not None) == (not row["backend"].startswith("triton"))
+    code, out, _ = run("kernels", "check", "--device", "cpu", "--backend", "triton")
+    assert code == 6
+    assert "does not run" in out
+    assert "TRITON_INTERPRET=1" in out
+
+
+def test_kernels_check_finds_what_is_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    faulty = BACKENDS["torch"]._replace(layer_norm=lambda x, weight, bias, eps: 1.01 * x)
+    monkeypatch.setitem(BACKENDS, "torch", faulty)
+    code, out, _ = run("kernels", "check", "--device", "cpu", "--backend", "torch")
+    assert code == 6
+    assert out.count("WRONG") == 3, "in every dtype"
+    assert len(out.splitlines()) < 12
+
+
+@pytest.mark.usefixtures("no_interpreter")
 def test_kernels_list_shows_every_candidate_once_and_what_auto_takes(run: Run) -> None:
     code, out, _ = run("kernels", "list", "--device", "cpu", "--precision", "fp32", "--json")
     rows = json.loads(out)

@@ -14,6 +14,7 @@ ABOUT = """Show which implementation computes each hot operation, and what the c
 
 Try:
   smallgpt kernels list
+  smallgpt kernels check
   smallgpt kernels compile --target sm_90
 """
 
@@ -54,6 +55,55 @@ def list_(
         available = "ok" if row.available else "no"
         print(f"{mark} {row.operation:{width}}  {row.backend:9}  {available}  {row.reason}")
     print("* is what --kernels.backend auto takes")
+
+
+@app.command
+def check(
+    *,
+    backend: Literal["all", "torch", "reference", "triton"] = "all",
+    device: str = "auto",
+    json: Json = False,
+) -> int:
+    """Launch every implementation on this device in every dtype, forwards and backwards, and compare with float64.
+
+    Exit code 6 if one gives wrong results, or if the --backend asked for does not run here.
+
+    Try:
+      smallgpt kernels check
+      smallgpt kernels check --backend triton --device cuda --json
+
+    Args:
+        backend: torch, reference or triton alone; all by default.
+        device: auto, cpu, cuda or cuda:N.
+        json: Print a JSON list instead: operation, backend, dtype, passed, words, error.
+    """
+    from rich.console import Console
+
+    from smallgpt.infrastructure.devices import DTYPES, choose_device
+    from smallgpt.interfaces.cli.check_table import show
+    from smallgpt.interfaces.cli.progress import shown
+    from smallgpt.kernels import select
+
+    place = choose_device(device)
+    wanted = [
+        (operation, name, dtype)
+        for operation in select.OPERATIONS
+        for name in select.backends_of(operation)
+        if backend == "all" or name.split("-")[0] == backend
+        for dtype in DTYPES
+    ]
+    rows = []
+    with shown(Console(stderr=True)) as tell:
+        for done, (operation, name, dtype) in enumerate(wanted, 1):
+            result = select.check(operation, name, place, DTYPES[dtype])
+            rows.append({"operation": operation, "backend": name, "dtype": dtype, **asdict(result)})
+            tell(done, len(wanted), "checking")
+    wrong = [row for row in rows if not row["passed"] and (row["error"] is not None or backend != "all")]
+    if json:
+        print(dumps(rows, indent=2))
+    else:
+        show(rows, Console())
+    return HardwareError.exit_code if wrong else 0
 
 
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)]

@@ -11,8 +11,8 @@ from smallgpt.kernels.launching import check, define, launch, multiprocessors
 from smallgpt.kernels.layer_norm import kernels
 from smallgpt.kernels.layer_norm.tiles import BACKWARD, FORWARD, MAX_WIDTH, row_tile
 
-# Of the backward pass: enough to hide latency, few enough that the partial sums stay small.
-PROGRAMS_A_MULTIPROCESSOR = 2
+# Of the backward pass: enough loads in flight to hide latency, few enough programs that the partial sums stay small.
+WARPS_A_MULTIPROCESSOR = 16
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -147,7 +147,8 @@ def launch_backward(
     dtotal = None if dtotal is None else _rows(dtotal)
     M, C = x.shape
     tile = row_tile(BACKWARD, C)
-    programs = min(PROGRAMS_A_MULTIPROCESSOR * multiprocessors(x.device), triton.cdiv(M, tile["BLOCK_ROWS"]))
+    programs = multiprocessors(x.device) * max(1, WARPS_A_MULTIPROCESSOR // tile["num_warps"])
+    programs = min(programs, triton.cdiv(M, tile["BLOCK_ROWS"]))
     partial = torch.empty((2, programs, C), dtype=torch.float32, device=x.device)
     launch(
         kernels.backward,

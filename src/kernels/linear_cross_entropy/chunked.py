@@ -14,7 +14,7 @@ from torch import Tensor
 from smallgpt.domain.ops import Reduction
 from smallgpt.kernels.gradients import first_derivative_only
 from smallgpt.kernels.language import triton
-from smallgpt.kernels.launching import architecture, define, launch
+from smallgpt.kernels.launching import architecture, check, define, launch
 from smallgpt.kernels.linear_cross_entropy import row_kernels
 from smallgpt.kernels.linear_cross_entropy.contract import check_targets, reduce, scaled, slopes_of_losses
 from smallgpt.kernels.linear_cross_entropy.tiles import row_tile
@@ -80,6 +80,7 @@ def launch_chunked(
 
     A gradient that is not wanted is an empty tensor.
     """
+    check("linear_cross_entropy", x=x)  # in autocast's dtype now
     check_targets(targets, weight.size(0), ignore_index)
     losses, dx, dw = _fake_chunked(x, weight, targets, share, label_smoothing, ignore_index, z_loss, wants_dx, wants_dw)
     N, V = x.size(0), weight.size(0)

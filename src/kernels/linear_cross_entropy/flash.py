@@ -12,7 +12,7 @@ from torch import Tensor
 from smallgpt.domain.ops import Reduction
 from smallgpt.kernels.gradients import first_derivative_only
 from smallgpt.kernels.language import triton
-from smallgpt.kernels.launching import architecture, define, launch, multiprocessors
+from smallgpt.kernels.launching import architecture, check, define, launch, multiprocessors
 from smallgpt.kernels.linear_cross_entropy import flash_kernels
 from smallgpt.kernels.linear_cross_entropy.contract import check_targets, reduce, scaled, slopes_of_losses
 from smallgpt.kernels.linear_cross_entropy.tiles import finish_tile
@@ -70,6 +70,7 @@ def launch_flash(
     """x (N, C), weight (V, C) of one dtype -> losses, highest logits and the log of their sum relative to it, all (N,) fp32;
     and dx (N, C) for losses of slope 1, or an empty tensor.
     """
+    check("linear_cross_entropy", x=x)  # in autocast's dtype now
     check_targets(targets, weight.size(0), ignore_index)
     losses, highest, log_sum, dx = _fake_flash(x, weight, targets, label_smoothing, ignore_index, z_loss, wants_dx)
     (N, C), V = x.shape, weight.size(0)

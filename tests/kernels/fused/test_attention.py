@@ -56,7 +56,8 @@ def formula(qkv: Tensor, weights_kept: Tensor | None = None) -> Tensor:
     future = torch.ones(q.size(2), q.size(2), dtype=torch.bool, device=q.device).triu(1)
     p = (q @ k.transpose(-2, -1) / sqrt(q.size(-1))).masked_fill(future, -torch.inf).softmax(-1)
     p = p if weights_kept is None else p * weights_kept.to(p.dtype)
-    return (p @ v).transpose(1, 2)
+    y: Tensor = p @ v
+    return y.transpose(1, 2)
 
 
 def normal(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
