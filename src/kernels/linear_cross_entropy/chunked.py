@@ -87,7 +87,7 @@ def launch_chunked(
     width = triton.cdiv(V, 16) * 16  # so that every row starts where vectors may
     rows = min(N, _rows_a_chunk(width * x.element_size()))
     buffer = x.new_empty(rows, width)
-    fits, tile = row_tile(width, architecture(x.device))
+    fits, tile = row_tile(width, x.element_size(), architecture(x.device))
     targets = targets.contiguous()
     dw.zero_()
     for start in range(0, N, max(1, rows)):

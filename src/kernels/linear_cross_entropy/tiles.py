@@ -2,15 +2,15 @@
 
 from smallgpt.kernels.language import triton
 
-LONGEST_IN_REGISTERS = 32768  # 65,536 fp32 numbers are all the registers of a multiprocessor: they spill
+LONGEST_IN_REGISTERS = 64 * 1024  # bytes; twice as long, rows spill
 A_THREAD = 32  # numbers
 
 
-def row_tile(width: int, architecture: str) -> tuple[bool, dict[str, int]]:
+def row_tile(width: int, item_bytes: int, architecture: str) -> tuple[bool, dict[str, int]]:
     """For rows of `width` logits: whether they fit in registers, and the constants of the launch."""
     lanes = 64 if architecture.startswith("gfx") else 32
     block = triton.next_power_of_2(width)
-    if block <= LONGEST_IN_REGISTERS:
+    if block * item_bytes <= LONGEST_IN_REGISTERS:
         return True, {"BLOCK_V": block, "num_warps": max(1, block // (A_THREAD * lanes)), "num_stages": 1}
     return False, {"BLOCK_V": 8192, "num_warps": 512 // lanes, "num_stages": 1}
 
