@@ -1,5 +1,6 @@
 """`smallgpt kernels`: the implementations of the hot operations, checked on this machine, and compiled for others."""
 
+import sys
 from dataclasses import asdict
 from json import dumps
 from typing import Annotated, Literal
@@ -166,7 +167,7 @@ def compile_(
     if json:
         print(dumps([row.as_dict() for row in rows], indent=2))
     else:
-        show(rows, Console())
+        show(rows, Console(width=None if sys.stdout.isatty() else 120))
         print(f"{len(rows):,} launches, {len(changed):,} of them compiled now; {broken:,} break a rule")
     return HardwareError.exit_code if broken else 0
 

@@ -78,9 +78,13 @@ def linear_cross_entropy_flash(
     return _flash(x, weight, targets, label_smoothing, ignore_index, z_loss, reduction)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _prefers_flash(device: torch.device, n_ids: int, width: int, bits: int) -> bool:
     return bits == 16 and n_ids >= FLASH_IDS and width <= FLASH_WIDTH[architecture(device)]
+
+
+# What torch.compiler.assume_constant_result does, without its import of the compiler, which takes a second and writes to
+# the environment: under torch.compile the answer is asked for once, as it hangs on the device and shapes alone.
+_prefers_flash._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _chunked(x: Tensor, weight: Tensor, *options: object) -> Tensor:

@@ -11,7 +11,7 @@ def row_tile(width: int, item_bytes: int, architecture: str) -> tuple[bool, dict
     lanes = 64 if architecture.startswith("gfx") else 32
     block = triton.next_power_of_2(width)
     if block * item_bytes <= LONGEST_IN_REGISTERS:
-        return True, {"BLOCK_V": block, "num_warps": max(1, block // (A_THREAD * lanes)), "num_stages": 1}
+        return True, {"BLOCK_V": block, "num_warps": max(4, block // (A_THREAD * lanes)), "num_stages": 1}
     return False, {"BLOCK_V": 8192, "num_warps": 512 // lanes, "num_stages": 1}
 
 
