@@ -1,4 +1,4 @@
-"""What `smallgpt bench attention | layer-norm | cross-entropy` puts side by side: our backends, and torch's own forms."""
+"""What `smallgpt bench attention`, `layer-norm` and `cross-entropy` put side by side: our backends, and torch's own forms."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""`smallgpt bench attention | layer-norm | cross-entropy`: every backend of an operation beside torch's own forms."""
+"""`smallgpt bench attention`, `layer-norm` and `cross-entropy`: every backend of an operation beside torch's own forms."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ def attention(
 
     Try:
       smallgpt bench attention
-      smallgpt bench attention --seq-lens 128 256 --n-head 4 --dropout 0.1 --plot attention.png
+      smallgpt bench attention --seq-lens 128 256 --dropout 0.1 --plot t.png
       smallgpt bench attention --device cuda --dtype bf16 --rounds 5 --json
 
     Args:
@@ -130,7 +130,7 @@ def layer_norm(
 
     Try:
       smallgpt bench layer-norm
-      smallgpt bench layer-norm --add --widths 256 768 --rows 4096 --plot layer-norm.png
+      smallgpt bench layer-norm --add --widths 256 768 --plot norm.png
       smallgpt bench layer-norm --device cuda --dtype bf16 --json
 
     Args:
@@ -163,7 +163,7 @@ def cross_entropy(
 
     Try:
       smallgpt bench cross-entropy
-      smallgpt bench cross-entropy --rows 1024 4096 --vocab-size 50304 --n-embd 256 --plot loss.png
+      smallgpt bench cross-entropy --rows 1024 --vocab-size 50304 --plot loss.png
       smallgpt bench cross-entropy --device cuda --dtype bf16 --json
 
     Args:
