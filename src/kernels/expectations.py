@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
+from smallgpt.domain.errors import HardwareError
+from smallgpt.kernels.attention.fused import fits_one_tile
 from smallgpt.kernels.launching import architecture
 from smallgpt.kernels.layer_norm.tiles import MAX_WIDTH
 
 MAX_HEAD_SIZE_AHEAD = 64
-ONE_TILE_TOKENS = 128
 
 Preference = list[tuple[str, str]]
 """Backends, best first, each with the words that say why."""
@@ -34,22 +35,26 @@ def preference(operation: str, device: torch.device, dtype: torch.dtype, shape: 
     plain = [("torch", "torch's best"), ("reference", "the formula, as nothing faster runs")]
     if device.type != "cuda":
         return plain
-    tensor_cores = architecture(device) != "sm_75"
-    ours = _expected(operation, tensor_cores, dtype, shape)
+    try:
+        gpu = architecture(device)
+    except HardwareError:
+        return plain  # a GPU that Triton does not serve
+    ours = _expected(operation, gpu, dtype, shape)
     return [ours, *plain] if ours is not None else plain
 
 
-def _expected(operation: str, tensor_cores: bool, dtype: torch.dtype, shape: Shape) -> tuple[str, str] | None:
+def _expected(operation: str, gpu: str, dtype: torch.dtype, shape: Shape) -> tuple[str, str] | None:
     """Our backend where it is expected to be the fastest."""
+    tensor_cores = gpu != "sm_75"
     if operation == "layer_norm":
         return ("triton", "expected faster: one pass over memory") if shape.n_embd <= MAX_WIDTH else None
     if operation == "linear_cross_entropy":
         if not tensor_cores:
             return "triton-chunked", "expected faster: matrix products by cuBLAS, rows by Triton"
-        return "triton", "expected no slower, and the logits are never kept"
+        return "triton", "expected about as fast, and the logits are never kept"
     if not tensor_cores or dtype == torch.float32:
         return None
-    if shape.block_size <= ONE_TILE_TOKENS:
+    if fits_one_tile(gpu, shape.block_size, shape.head_size, 16, dropout=True):
         return "triton", "expected faster: a head's sequence is one tile"
     if shape.head_size <= MAX_HEAD_SIZE_AHEAD:
         return "triton", "expected no slower up to a head size of 64"

@@ -60,7 +60,13 @@ def launch(kernel: Any, grid: tuple[int, ...], **arguments: Any) -> None:
     if _recorded is not None:
         _recorded.append(Launch(kernel, grid, arguments))
         return
-    kernel[grid](**arguments)
+    device = next((value.device for value in arguments.values() if isinstance(value, Tensor)), None)
+    if device is None or device.type != "cuda":
+        kernel[grid](**arguments)
+        return
+    architecture(device)  # an error with a remedy, where Triton's own would have none
+    with torch.cuda.device(device):  # Triton launches on the current one
+        kernel[grid](**arguments)
 
 
 @contextmanager
@@ -98,6 +104,9 @@ def architecture(device: torch.device) -> str:
 @cache
 def _architecture_of(index: int) -> str:
     if torch.version.hip is not None:
+        name = torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
+        if name != "gfx942":
+            raise HardwareError(f"there are no tiles for AMD's {name}, only for gfx942; use --kernels.backend torch")
         return "gfx942"
     major, minor = torch.cuda.get_device_capability(index)
     known = [name for name in CUDA_ARCHITECTURES if int(name[3:]) <= 10 * major + minor]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from smallgpt.domain.errors import HardwareError
 from smallgpt.domain.ops import Ops
 
 # Largest ‖difference‖/‖reference‖ of an output or gradient: a few times the dtype's rounding (2⁻²⁴, 2⁻¹¹, 2⁻⁸).
@@ -21,17 +22,27 @@ class Check:
     """What happened, for people: the error met, or the failure."""
     error: float | None
     """The largest relative error met; None where nothing ran."""
+    available: bool = True
+    """False where it says itself that this device or dtype is not for it."""
 
 
-def check(operation: str, ops: Ops, oracle: Ops, device: torch.device, dtype: torch.dtype) -> Check:
-    """Run forward and backward of `operation` ("attention", "layer_norm", "linear_cross_entropy") and of its oracle."""
+def check(
+    operation: str, ops: Ops, oracle: Ops, device: torch.device, dtype: torch.dtype, head_size: int = 32
+) -> Check:
+    """Run forward and backward of `operation` ("attention", "layer_norm", "linear_cross_entropy") and of its oracle.
+
+    Draws nothing from torch's generators. `head_size` is attention's.
+    """
     run = _CASES[operation]
     generator = torch.Generator().manual_seed(0)
-    try:
-        results = run(ops, generator, device, dtype)
-    except Exception as error:  # Triton's, torch's and the driver's have no common base
-        return Check(False, f"failed to launch on {device}: {_first_line(error)}", None)
-    expected = run(oracle, generator.manual_seed(0), torch.device("cpu"), torch.float64)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            results = run(ops, generator, device, dtype, head_size)
+        except HardwareError as error:
+            return Check(False, f"does not run on {device}: {_first_line(error)}", None, available=False)
+        except Exception as error:  # Triton's, torch's and the driver's have no common base
+            return Check(False, f"failed to launch on {device}: {_first_line(error)}", None)
+        expected = run(oracle, generator.manual_seed(0), torch.device("cpu"), torch.float64, head_size)
     worst = max(_distance(a, b) for a, b in zip(results, expected, strict=True))
     verdict = f"launched on {device}; largest error {worst:.0e} of {TOLERANCE[dtype]:.0e} allowed"
     return Check(worst <= TOLERANCE[dtype], verdict, worst)  # nan compares false: not passed
@@ -47,7 +58,7 @@ def _distance(result: Tensor, expected: Tensor) -> float:
     return float(difference.norm() / expected.norm())
 
 
-Case = Callable[[Ops, torch.Generator, torch.device, torch.dtype], list[Tensor]]
+Case = Callable[[Ops, torch.Generator, torch.device, torch.dtype, int], list[Tensor]]
 
 
 def _inputs(
@@ -58,19 +69,28 @@ def _inputs(
     return [torch.randn(s, generator=generator).to(grid).to(device, dtype).requires_grad_() for s in shapes]
 
 
-def _attention(ops: Ops, g: torch.Generator, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+def _attention(ops: Ops, g: torch.Generator, device: torch.device, dtype: torch.dtype, head_size: int) -> list[Tensor]:
     results = []
     for tokens in (37, 150):  # within one tile, and beyond
-        qkv, upstream = _inputs(g, device, dtype, (2, tokens, 3, 2, 32), (2, tokens, 2, 32))
+        qkv, upstream = _inputs(g, device, dtype, (2, tokens, 3, 2, head_size), (2, tokens, 2, head_size))
         y = ops.causal_attention(qkv, 0.0)
         torch.autograd.backward(y, upstream)
         lengths = torch.tensor([tokens, 20], device=device)
         q, k, v = (x.detach() for x in qkv.unbind(2))
         results += [y, _gradient(qkv), ops.cached_attention(q[:, -1:], k, v, lengths)]
+        results.append(_dropout_agreement(ops, qkv.detach().requires_grad_()))
     return results
 
 
-def _layer_norm(ops: Ops, g: torch.Generator, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+def _dropout_agreement(ops: Ops, qkv: Tensor) -> Tensor:
+    """1 if both directions drop the same weights, whichever they are: given the mask y is linear in v, so <y, y> = <v, dv>."""
+    y = ops.causal_attention(qkv, 0.3)
+    torch.autograd.backward(y, y.detach())
+    v, dv = qkv.detach()[:, :, 2].double(), _gradient(qkv)[:, :, 2].double()
+    return (v * dv).sum() / y.detach().double().square().sum()
+
+
+def _layer_norm(ops: Ops, g: torch.Generator, device: torch.device, dtype: torch.dtype, _: int) -> list[Tensor]:
     residual, delta, up1, up2, weight, bias = _inputs(g, device, dtype, *[(5, 65)] * 4, (65,), (65,))
     total, y = ops.add_layer_norm(residual, delta, weight, bias, 1e-5)
     torch.autograd.backward([total, y], [up1, up2])
@@ -78,7 +98,9 @@ def _layer_norm(ops: Ops, g: torch.Generator, device: torch.device, dtype: torch
     return [total, y, alone, _gradient(residual), _gradient(delta), _gradient(weight), _gradient(bias)]
 
 
-def _linear_cross_entropy(ops: Ops, g: torch.Generator, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+def _linear_cross_entropy(
+    ops: Ops, g: torch.Generator, device: torch.device, dtype: torch.dtype, _: int
+) -> list[Tensor]:
     results = []
     for rows, ids in ((33, 101), (5, 16411)):  # where the logits are no burden, and where our kernels never make them
         x, weight = _inputs(g, device, dtype, (rows, 32), (ids, 32))

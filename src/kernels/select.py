@@ -117,23 +117,24 @@ def candidates(device: torch.device | str, dtype: torch.dtype, shape: Shape | No
     """Every implementation of every operation, checked on the device, and what `auto` makes of it."""
     device = torch.device(device)
     for operation in OPERATIONS:
-        winner, why = _choose(operation, "auto", device, dtype, shape or Shape())
+        shape = shape or Shape()
+        winner, why = _choose(operation, "auto", device, dtype, shape)
         for backend in backends_of(operation):
-            result = check(operation, backend, device, dtype)
+            result = check(operation, backend, device, dtype, shape.head_size)
             reason = why if backend == winner else result.words
             yield Candidate(operation, backend, result.passed, reason, backend == winner)
 
 
-def check(operation: str, backend: str, device: torch.device, dtype: torch.dtype) -> proof.Check:
+def check(operation: str, backend: str, device: torch.device, dtype: torch.dtype, head_size: int = 32) -> proof.Check:
     """Launch one implementation on the device and compare it with the formula in float64."""
-    return proof.check(operation, backends_of(operation)[backend], BACKENDS["reference"], device, dtype)
+    return proof.check(operation, backends_of(operation)[backend], BACKENDS["reference"], device, dtype, head_size)
 
 
 def _choose(operation: str, wish: str, device: torch.device, dtype: torch.dtype, shape: Shape) -> tuple[str, str]:
     failures: list[str] = []
     order = preference(operation, device, dtype, shape) if wish == "auto" else [(wish, "asked for")]
     for backend, expectation in order:
-        result = check(operation, backend, device, dtype)
+        result = check(operation, backend, device, dtype, shape.head_size)
         if result.passed:
             return backend, "; ".join([expectation, result.words, *failures])
         failures.append(f"{backend} {result.words}")

@@ -18,6 +18,7 @@ from smallgpt.kernels import tiles, timing
 from smallgpt.kernels.compiling import compile_launch
 from smallgpt.kernels.gpus import GPUS
 from smallgpt.kernels.launching import Launch, Tunable, architecture, recording
+from smallgpt.kernels.launching import launch as run_launch
 from smallgpt.kernels.tiles import Tile
 
 
@@ -65,7 +66,7 @@ def _judge(tunable: Tunable, name: str) -> tuple[float, str] | None:
         return 0.0, f"compiled: {row['registers']} registers, {spill}"
     device = torch.device("cuda")
     real = _launch(partial(tunable.run, "cuda"), tunable.index, name)
-    again = partial(real.kernel[real.grid], **real.arguments)
+    again = partial(run_launch, real.kernel, real.grid, **real.arguments)
     milliseconds = median(timing.measure(lambda: again, device).milliseconds)
     return milliseconds, f"measured: {milliseconds:.4f} ms on {torch.cuda.get_device_name(device)}"
 

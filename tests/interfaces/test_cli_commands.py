@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from smallgpt.domain.config import DataConfig
 from smallgpt.interfaces.cli import main
@@ -335,10 +336,10 @@ def test_kernels_check_compares_what_runs_here_and_fails_only_for_what_was_asked
     code, out, _ = run("kernels", "check", "--device", "cpu", "--json")
     rows = json.loads(out)
     assert code == 0, "Triton cannot run here, and nobody asked for it"
-    assert all(set(row) == {"operation", "backend", "dtype", "passed", "words", "error"} for row in rows)
+    assert all(set(row) == {"operation", "backend", "dtype", "passed", "words", "error", "available"} for row in rows)
     assert len(rows) == 3 * (3 + 3 + 5)
     for row in rows:
-        assert row["passed"] == (row["error"] is not None) == (not row["backend"].startswith("triton"))
+        assert row["passed"] == row["available"] == (not row["backend"].startswith("triton"))
     code, out, _ = run("kernels", "check", "--device", "cpu", "--backend", "triton")
     assert code == 6
     assert "does not run" in out
@@ -353,6 +354,16 @@ def test_kernels_check_finds_what_is_wrong(run: Run, monkeypatch: pytest.MonkeyP
     assert out.count("WRONG") == 3, "in every dtype"
     assert len(out.splitlines()) < 12
 
+    def breaks(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        raise ZeroDivisionError("division by zero")
+
+    faulty = BACKENDS["torch"]._replace(layer_norm=breaks)
+    monkeypatch.setitem(BACKENDS, "torch", faulty)
+    code, out, _ = run("kernels", "check", "--device", "cpu")
+    assert code == 6
+    assert out.count("FAILED") == 3
+    assert "division by zero" in out
+
 
 @pytest.mark.usefixtures("no_interpreter")
 def test_kernels_list_shows_every_candidate_once_and_what_auto_takes(run: Run) -> None:
@@ -363,5 +374,5 @@ def test_kernels_list_shows_every_candidate_once_and_what_auto_takes(run: Run) -
     chosen = [row["operation"] for row in rows if row["chosen"]]
     assert sorted(chosen) == ["attention", "layer_norm", "linear_cross_entropy"]
     words = run("kernels", "list", "--device", "cpu", "--precision", "fp32")[1]
-    assert words.startswith("cpu, fp32 (asked for)\n")
+    assert words.startswith("cpu, fp32 (asked for); for heads of 64")
     assert sum(line.startswith("* ") for line in words.splitlines()) == 1 + len(chosen)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,8 +68,14 @@ def test_two_gpus_of_one_machine_may_differ(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_amd_gpu_takes_the_tiles_of_gfx942(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-")
     monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: found)
     assert architecture(CUDA) == "gfx942"
+    launching._architecture_of.cache_clear()
+    found.gcnArchName = "gfx1100"
+    with pytest.raises(HardwareError, match=r"no tiles for AMD's gfx1100.*--kernels\.backend torch"):
+        architecture(CUDA)
 
 
 def test_tiles_of_another_architecture_can_be_asked_for() -> None:

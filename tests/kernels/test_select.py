@@ -69,6 +69,7 @@ PREFERENCES = [  # (architecture, dtype, head size, context, width) -> what auto
     ("sm_75", torch.float16, 64, 128, 256, ("torch", "triton", "triton-chunked")),  # no tensor cores in Triton
     ("sm_80", torch.bfloat16, 64, 128, 256, ("triton", "triton", "triton")),
     ("sm_90", torch.bfloat16, 128, 128, 256, ("triton", "triton", "triton")),  # one tile
+    ("sm_80", torch.bfloat16, 128, 128, 256, ("torch", "triton", "triton")),  # which does not fit here
     ("sm_90", torch.bfloat16, 128, 1024, 256, ("torch", "triton", "triton")),  # where others' kernels lead
     ("sm_90", torch.bfloat16, 64, 1024, 16384, ("triton", "torch", "triton")),  # wider than the row kernels
     ("sm_90", torch.float32, 64, 1024, 256, ("torch", "triton", "triton")),
@@ -156,6 +157,42 @@ def test_the_proof_looks_at_every_part_of_an_operation(operation: str, part: str
     bad = proof.check(operation, wrong_in(part), BACKENDS["reference"], CPU, torch.float32)
     assert good.passed, good.words
     assert not bad.passed, bad.words
+
+
+class OtherMaskBackwards(torch.autograd.Function):
+    """Attention whose backward pass drops other weights than its forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, dropout: float) -> Tensor:
+        ctx.save_for_backward(qkv)
+        ctx.dropout = dropout
+        return TORCH_OPS.causal_attention(qkv, dropout)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        leaf = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            y = TORCH_OPS.causal_attention(leaf, ctx.dropout)
+        return torch.autograd.grad(y, leaf, upstream)[0], None
+
+
+def test_the_proof_notices_another_dropout_mask_in_the_backward_pass() -> None:
+    def attend(qkv: Tensor, dropout: float) -> Tensor:
+        y: Tensor = OtherMaskBackwards.apply(qkv, dropout)  # type: ignore[no-untyped-call]
+        return y
+
+    ops = TORCH_OPS._replace(causal_attention=attend)
+    assert not proof.check("attention", ops, BACKENDS["reference"], CPU, torch.float32).passed
+
+
+def test_a_gpu_that_triton_does_not_serve_leaves_auto_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(device: torch.device) -> str:
+        raise HardwareError("too old")
+
+    monkeypatch.setattr("smallgpt.kernels.expectations.architecture", refuse)
+    for operation in OPERATIONS:
+        order = preference(operation, torch.device("cuda"), torch.float16, Shape())
+        assert [name for name, _ in order] == ["torch", "reference"]
 
 
 def test_choosing_draws_no_random_numbers() -> None:

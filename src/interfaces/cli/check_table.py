@@ -25,6 +25,8 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
 
 
 def _cell(row: dict[str, Any]) -> Text:
-    if row["error"] is None:
+    if not row["available"]:
         return Text("does not run", style="dim")
+    if row["error"] is None:
+        return Text("FAILED", style="red")
     return Text(f"{row['error']:.0e}") if row["passed"] else Text(f"{row['error']:.0e} WRONG", style="red")

@@ -49,7 +49,7 @@ def list_(
     if json:
         print(dumps([asdict(row) for row in rows], indent=2))
         return
-    print(f"{place}, {arithmetic.value} ({arithmetic.reason})")
+    print(f"{place}, {arithmetic.value} ({arithmetic.reason}); for heads of 64, a context of 1,024 and a width of 256")
     width = max(len(row.operation) for row in rows)
     for row in rows:
         mark = "*" if row.chosen else " "
@@ -67,7 +67,7 @@ def check(
 ) -> int:
     """Launch every implementation on this device in every dtype, forwards and backwards, and compare with float64.
 
-    Exit code 6 if one gives wrong results, or if the --backend asked for does not run here.
+    Exit code 6 if one fails or gives wrong results, or if the --backend asked for does not run here at all.
 
     Try:
       smallgpt kernels check
@@ -76,7 +76,7 @@ def check(
     Args:
         backend: torch, reference or triton alone; all by default.
         device: auto, cpu, cuda or cuda:N.
-        json: Print a JSON list instead: operation, backend, dtype, passed, words, error.
+        json: Print a JSON list instead: operation, backend, dtype, passed, words, error, available.
     """
     from rich.console import Console
 
@@ -99,12 +99,13 @@ def check(
             result = select.check(operation, name, place, DTYPES[dtype])
             rows.append({"operation": operation, "backend": name, "dtype": dtype, **asdict(result)})
             tell(done, len(wanted), "checking")
-    wrong = [row for row in rows if not row["passed"] and (row["error"] is not None or backend != "all")]
+    wrong = any(row["available"] and not row["passed"] for row in rows)
+    nowhere = not any(row["available"] for row in rows)
     if json:
         print(dumps(rows, indent=2))
     else:
         show(rows, Console())
-    return HardwareError.exit_code if wrong else 0
+    return HardwareError.exit_code if wrong or nowhere else 0
 
 
 Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)]

@@ -119,29 +119,39 @@ def _common(qkv: Tensor, seed: Tensor | None, dropout: float) -> dict[str, Any]:
     }
 
 
+def fits_one_tile(gpu: str, tokens: int, head_size: int, bits: int, dropout: bool) -> bool:
+    """Whether the tables have both directions of a single tile for such a sequence on an architecture."""
+    return None not in _one_tile_entries(gpu, tokens, head_size, bits, dropout)
+
+
+def _one_tile_entries(gpu: str, tokens: int, head_size: int, bits: int, dropout: bool) -> list[Tile | None]:
+    """The forward and the backward tile; None where there is none."""
+    if tokens > MAX_ONE_TILE:
+        return [None, None]
+    block_t = 64 if tokens <= 64 else 128
+    names = (f"one_tile_{direction}_{block_t}" for direction in ("forward", "backward"))
+    entries = (_entry(name, gpu, head_size, bits, dropout) for name in names)
+    size = {"BLOCK_T": block_t, "BLOCK_D": _padded(head_size)}
+    return [None if entry is None else entry | size for entry in entries]
+
+
 def _one_tile(qkv: Tensor, seed: Tensor | None) -> tuple[Tile, Tile] | None:
-    """The forward and the backward tile, where both fit."""
-    T, D = qkv.size(1), qkv.size(4)
-    if T > MAX_ONE_TILE:
-        return None
-    block_t = 64 if T <= 64 else 128
-    found = [_entry(qkv, seed, f"one_tile_{direction}_{block_t}") for direction in ("forward", "backward")]
-    if found[0] is None or found[1] is None:
-        return None
-    size = {"BLOCK_T": block_t, "BLOCK_D": _padded(D)}
-    return found[0] | size, found[1] | size
+    forward, backward = _one_tile_entries(
+        architecture(qkv.device), qkv.size(1), qkv.size(4), 8 * qkv.element_size(), seed is not None
+    )
+    return None if forward is None or backward is None else (forward, backward)
 
 
 def _two_stage(qkv: Tensor, seed: Tensor | None, direction: str) -> Tile:
-    entry = _entry(qkv, seed, f"two_stage_{direction}")
+    D = qkv.size(4)
+    entry = _entry(f"two_stage_{direction}", architecture(qkv.device), D, 8 * qkv.element_size(), seed is not None)
     assert entry is not None, "the tables hold every head size for every architecture"
-    return entry | {"BLOCK_D": _padded(qkv.size(4))}
+    return entry | {"BLOCK_D": _padded(D)}
 
 
-def _entry(qkv: Tensor, seed: Tensor | None, kernel: str) -> Tile | None:
+def _entry(kernel: str, gpu: str, head_size: int, bits: int, dropout: bool) -> Tile | None:
     """Dropout has entries of its own: the mask costs registers."""
-    kernel += "_dropout" if seed is not None else ""
-    return tile("attention", kernel, architecture(qkv.device), _padded(qkv.size(4)), 8 * qkv.element_size())
+    return tile("attention", kernel + ("_dropout" if dropout else ""), gpu, _padded(head_size), bits)
 
 
 def _padded(head_size: int) -> int:

@@ -39,7 +39,7 @@ def forward(
     key_offsets = keys.to(tl.int64)[:, None] * stride_t + columns[None, :]  # [N, D]
     key_inside = (keys < T)[:, None] & (columns < HEAD_SIZE)[None, :]
     k = tl.load(q_ptr + stride_3 + key_offsets, key_inside, 0.0)
-    v = tl.load(q_ptr + 2 * stride_3 + key_offsets, key_inside, 0.0)
+    v = tl.load(q_ptr + stride_3 + stride_3 + key_offsets, key_inside, 0.0)  # 2 * stride_3 may not fit 32 bits
     for start in tl.static_range(0, BLOCK_T, BLOCK_M):
         queries = start + tl.arange(0, BLOCK_M)
         inside = (queries < T)[:, None] & (columns < HEAD_SIZE)[None, :]
@@ -90,7 +90,7 @@ def backward(
     key_offsets = keys.to(tl.int64)[:, None] * stride_t + columns[None, :]  # [N, D]
     key_inside = (keys < T)[:, None] & (columns < HEAD_SIZE)[None, :]
     k = tl.load(q_ptr + stride_3 + key_offsets, key_inside, 0.0)
-    v = tl.load(q_ptr + 2 * stride_3 + key_offsets, key_inside, 0.0)
+    v = tl.load(q_ptr + stride_3 + stride_3 + key_offsets, key_inside, 0.0)  # 2 * stride_3 may not fit 32 bits
     dk = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
     for start in tl.static_range(0, BLOCK_T, BLOCK_M):

@@ -20,7 +20,9 @@ def variants() -> Iterator[Variant]:
         for tokens in SEQUENCES:
             yield from _with_and_without_dropout(tokens, head_size, torch.bfloat16)
         yield from _with_and_without_dropout(1024, head_size, torch.float32)
-        yield Variant(f"T=1024 D={head_size} tf32", partial(_run_with_tf32, head_size))
+        for dropout in (0.0, 0.1):
+            name = f"T=1024 D={head_size} tf32{' dropout' if dropout else ''}"
+            yield Variant(name, partial(_run_with_tf32, head_size, dropout))
     for tokens in SEQUENCES:
         yield from _with_and_without_dropout(tokens, 64, torch.float16)
     for head_size in PADDED_HEAD_SIZES:
@@ -36,11 +38,11 @@ def _with_and_without_dropout(tokens: int, head_size: int, dtype: torch.dtype) -
         yield Variant(name, partial(run, tokens, head_size, dtype, dropout))
 
 
-def _run_with_tf32(head_size: int) -> None:
+def _run_with_tf32(head_size: int, dropout: float) -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        run(1024, head_size, torch.float32, 0.0)
+        run(1024, head_size, torch.float32, dropout)
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -20,6 +20,7 @@ from smallgpt.kernels.tiles import Tile, tile
 
 MAX_WIDTH = 384
 SPLITS = 4
+LARGEST_BLOCK = 128  # rows of a tile
 PARTIAL_BYTES = 24 * 2**20  # of the splits' E[W]; more rows than fit go in further launches
 SHIFT = {torch.float32: 0, torch.bfloat16: 0, torch.float16: 10}  # see flash_kernels
 
@@ -237,7 +238,10 @@ def _tile(kernel: str, x: Tensor) -> tuple[Tile, dict[str, Any]]:
     gpu, bits = architecture(x.device), 8 * x.element_size()
     entry = tile("linear_cross_entropy", kernel, gpu, size, bits)
     if entry is None:
-        raise ValueError(f"linear_cross_entropy: no tile for width {C}, {bits} bits on {gpu}; use triton-chunked")
+        raise ValueError(
+            f"linear_cross_entropy: no tile for width {C}, {bits} bits on {gpu}; "
+            "use --kernels.linear-cross-entropy triton-chunked"
+        )
     C1, C2 = (256, 128) if size == MAX_WIDTH else (size, 0)
     exact = torch.get_float32_matmul_precision() == "highest"
     precision = "ieee" if exact else "tf32"  # of fp32 products; others are exact
@@ -252,5 +256,6 @@ def _rows_a_launch(block_rows: int, splits: int, width: int, device: torch.devic
 
 
 def _adjacent(x: Tensor) -> Tensor:
-    """A matrix whose columns are adjacent, copied only where they are not."""
-    return x if x.stride(1) == 1 or x.size(1) == 1 else x.contiguous()
+    """A matrix whose columns are adjacent and whose rows so near that a tile's offsets fit 32 bits, copied where need be."""
+    adjacent = x.stride(1) == 1 or x.size(1) == 1
+    return x if adjacent and x.stride(0) * LARGEST_BLOCK < 2**31 else x.contiguous()

@@ -9,8 +9,9 @@ from smallgpt.kernels.linear_cross_entropy.chunked import Chunked
 from smallgpt.kernels.linear_cross_entropy.contract import product_dtype
 from smallgpt.kernels.linear_cross_entropy.flash import MAX_WIDTH, Flash
 
-# The widest C at which flash is expected not to be slower than chunked, for 16-bit products: estimated by README.md's cost
-# model, not measured. fp32 products are chunked everywhere: the library's are faster than a kernel's without tensor cores.
+# The widest C at which flash is expected to be about as fast as chunked, with far less memory, for 16-bit products:
+# estimated by README.md's cost model, not measured. fp32 products are chunked everywhere: the library's are faster than a
+# kernel's without tensor cores.
 FLASH_WIDTH = {
     "sm_75": 0,
     "sm_80": 128,

@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from smallgpt.domain.ops import LinearCrossEntropy
 from smallgpt.kernels.attention import fused as attention
 from smallgpt.kernels.attention import reference
 from smallgpt.kernels.layer_norm import fused as layer_norm
+from tests.kernels.fused.cross_entropies import DESIGNS, problem
+from tests.kernels.fused.cross_entropies import assert_parity as assert_loss_parity
 from tests.kernels.fused.layer_norms import add_and_gradients, assert_parity
 from tests.kernels.fused.parity import DTYPES, STRIDED, assert_as_good_as_eager
 from tests.kernels.memory import Memory
@@ -60,6 +63,42 @@ def test_layer_norm(
     found = add_and_gradients(layer_norm.add_layer_norm, placed, ups)
     of_sum = torch.promote_types(of_each[0], of_each[1])
     assert_parity(found, inputs, upstream, [x if x is None or x.dim() > 1 else x.to(of_sum) for x in inputs])
+    memory.check()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(
+    shape=st.tuples(st.integers(1, 40), st.integers(1, 130), st.integers(1, 200)),
+    dtype=dtypes,
+    design=st.sampled_from(list(DESIGNS.values())),
+    of_x=views,
+    of_weight=views,
+    offset=offsets,
+    smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+    z_loss=st.sampled_from([0.0, 0.01]),
+    reduction=st.sampled_from(["mean", "sum", "none"]),
+    seed=seeds,
+)
+def test_linear_cross_entropy(
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    design: LinearCrossEntropy,
+    of_x: View,
+    of_weight: View,
+    offset: int,
+    smoothing: float,
+    z_loss: float,
+    reduction: str,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    memory = Memory()
+    x, weight, targets = problem(shape, DEVICE, dtype)
+    x, weight = (
+        memory.guard(view(operand.detach()), offset).detach().requires_grad_()
+        for view, operand in ((of_x, x), (of_weight, weight))
+    )
+    assert_loss_parity(design, x, weight, targets, smoothing, -100, z_loss, reduction)
     memory.check()
 
 
