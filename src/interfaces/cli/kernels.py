@@ -54,7 +54,7 @@ def list_(
     for row in rows:
         mark = "*" if row.chosen else " "
         available = "ok" if row.available else "no"
-        print(f"{mark} {row.operation:{width}}  {row.backend:9}  {available}  {row.reason}")
+        print(f"{mark} {row.operation:{width}}  {row.backend:14}  {available}  {row.reason}")
     print("* is what --kernels.backend auto takes")
 
 
