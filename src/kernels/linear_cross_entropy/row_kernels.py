@@ -98,6 +98,7 @@ def in_two_passes(
         share = row_share(share_ptr, row, target, ignore_index, SHIFT)
         for first in range(0, width, BLOCK_V):
             logits = tl.load(logits_ptr + first + ids, ids < width - first, 0.0).to(tl.float32)
+            logits = tl.where(ids < V - first, logits, float("-inf"))  # the padding holds anything
             p = tl.exp2((logits - highest) * LOG2E)
             slope = p * (share * (1 + 2 * z_loss * lse) / sum_of_all)
             if SMOOTHS:
