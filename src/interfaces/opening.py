@@ -11,7 +11,6 @@ from smallgpt.domain.ops import TORCH_OPS, Ops
 from smallgpt.infrastructure import checkpoints, devices
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.infrastructure.tokenizers import Tokenizer, load_tokenizer
-from smallgpt.kernels.select import select
 
 
 @dataclass(frozen=True)
@@ -70,4 +69,8 @@ def _resolve(path: Path) -> tuple[RunFolder | None, Path]:
 
 
 def _inference_ops(kernels: str, device: torch.device) -> Ops:
-    return TORCH_OPS if kernels == "torch" else select(kernels, device).ops  # type: ignore[arg-type]
+    if kernels == "torch":
+        return TORCH_OPS
+    from smallgpt.kernels.select import select  # brings Triton, which most readers of a model never need
+
+    return select(kernels, device).ops  # type: ignore[arg-type]

@@ -7,14 +7,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from smallgpt.application.benchmarking import OperationRow, OperationTimes, rank
 from smallgpt.application.operation_costs import Direction
 from smallgpt.domain.errors import ConfigError, HardwareError
 from smallgpt.infrastructure.devices import matmul_peak
 from smallgpt.interfaces.operation_systems import Case, Operands, Outputs, System, why_not
-from smallgpt.kernels.proof import TOLERANCE
+from smallgpt.kernels.proof import TOLERANCE, distance, first_line
 from smallgpt.kernels.select import LOSS_BACKENDS
 from smallgpt.kernels.timing import Prepare, Samples, copy_bandwidth, measure
 
@@ -67,7 +66,7 @@ def parity(case: Case, system: System, device: torch.device, dtype: torch.dtype)
     formula, cpu = _named("reference", small, torch.device("cpu")), torch.device("cpu")
     exact = _results(formula, operands.placed(cpu, torch.float64))
     found = _results(_named(system.name, small, device), operands.placed(device, dtype))
-    return max(_distance(a, b) for a, b in zip(found, exact, strict=True))
+    return max(distance(a, b) for a, b in zip(found, exact, strict=True))
 
 
 def _named(name: str, case: Case, device: torch.device) -> System:
@@ -79,11 +78,6 @@ def _results(system: System, operands: Operands) -> Outputs:
     leaves = operands.leaves
     outputs = system.call(*(leaves if system.split is None else system.split(*leaves)), *operands.fixed)
     return *outputs, *torch.autograd.grad(outputs, leaves, operands.upstream)
-
-
-def _distance(found: Tensor, exact: Tensor) -> float:
-    difference = found.detach().cpu().double() - exact.detach()
-    return float(difference.norm() / exact.detach().norm())
 
 
 def _bench(case: Case, settings: Settings, ceiling: float, say: Say, tell: Tell) -> list[OperationRow]:
@@ -144,7 +138,7 @@ def _fault(case: Case, operands: Operands, system: System, settings: Settings) -
             error = parity(case, system, settings.device, settings.dtype)
             _prepare(case, system, operands, "both")()()  # does it fit at the whole shape?
     except Exception as failure:  # Triton's, torch's and the driver's have no common base
-        return f"it failed to run: {(str(failure).splitlines() or [type(failure).__name__])[0]}"
+        return f"it failed to run: {first_line(failure)}"
     if error <= allowed:
         return None
     wrong = f"its error is {error:.0e}, and {allowed:.0e} is allowed"

@@ -39,20 +39,22 @@ def check(
         try:
             results = run(ops, generator, device, dtype, head_size)
         except HardwareError as error:
-            return Check(False, f"does not run on {device}: {_first_line(error)}", None, available=False)
+            return Check(False, f"does not run on {device}: {first_line(error)}", None, available=False)
         except Exception as error:  # Triton's, torch's and the driver's have no common base
-            return Check(False, f"failed to launch on {device}: {_first_line(error)}", None)
+            return Check(False, f"failed to launch on {device}: {first_line(error)}", None)
         expected = run(oracle, generator.manual_seed(0), torch.device("cpu"), torch.float64, head_size)
-    worst = max(_distance(a, b) for a, b in zip(results, expected, strict=True))
+    worst = max(distance(a, b) for a, b in zip(results, expected, strict=True))
     verdict = f"launched on {device}; largest error {worst:.0e} of {TOLERANCE[dtype]:.0e} allowed"
     return Check(worst <= TOLERANCE[dtype], verdict, worst)  # nan compares false: not passed
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, or its kind where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _distance(result: Tensor, expected: Tensor) -> float:
+def distance(result: Tensor, expected: Tensor) -> float:
+    """‖result - expected‖ ÷ ‖expected‖, the latter in float64 on the CPU."""
     expected = expected.detach()
     difference = result.detach().cpu().double() - expected
     return float(difference.norm() / expected.norm())

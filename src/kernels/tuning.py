@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from smallgpt.kernels import tiles, timing
+from smallgpt.kernels.compile_report import Row, faults
 from smallgpt.kernels.compiling import compile_launch
-from smallgpt.kernels.gpus import GPUS
 from smallgpt.kernels.launching import Launch, Tunable, architecture, recording
 from smallgpt.kernels.launching import launch as run_launch
 from smallgpt.kernels.tiles import Tile
@@ -29,9 +29,9 @@ def tune(operation: str, name: str) -> Iterator[dict[str, Any]]:
     tunables: list[Tunable] = list(variants.tunables())
     for tunable in tunables:
         found = []
-        for candidate in candidates(tunable.kernel, name, tunable.size, tunable.bits):
-            others = {t.kernel: candidates(t.kernel, name, tunable.size, tunable.bits) for t in tunables}
-            smallest = {kernel: options[-1] for kernel, options in others.items() if options}
+        options = {t.kernel: candidates(t.kernel, name, tunable.size, tunable.bits) for t in tunables}
+        smallest = {kernel: own[-1] for kernel, own in options.items() if own}  # the kernels beside it only have to run
+        for candidate in options[tunable.kernel]:
             with ExitStack() as stack:
                 for kernel, entry in (smallest | {tunable.kernel: candidate}).items():
                     stack.enter_context(tiles.forced(operation, kernel, entry))
@@ -55,15 +55,14 @@ def tune(operation: str, name: str) -> Iterator[dict[str, Any]]:
 def _judge(tunable: Tunable, name: str) -> tuple[float, str] | None:
     """(milliseconds or 0, the words for the table) of the tile in force; None when it spills or does not fit."""
     launch = _launch(partial(tunable.run, "meta"), tunable.index, name)
-    row = compile_launch(launch, name)
-    if row["error"] or row["shared_bytes"] > GPUS[name].shared_limit:
+    options = {option: launch.arguments[option] for option in ("num_warps", "num_stages")}
+    row = Row("", name, tunable.kernel, "", "", "", **options, **compile_launch(launch, name))
+    # The gate lets products on sm_75 pass, which are not the kernels' to make there; but whoever asks for them must fit.
+    if faults(row) or row.shared_bytes > row.shared_limit:
         return None
-    # Below compute capability 8 products are not the kernels' to make: they only have to fit.
-    if row["spill_bytes"] and not (name == "sm_75" and row["dots"]):
-        return None
-    spill = f"{row['spill_bytes']} bytes spilled" if row["spill_bytes"] else "no spill"
+    spill = f"{row.spill_bytes} bytes spilled" if row.spill_bytes else "no spill"
     if not _is_here(name):
-        return 0.0, f"compiled: {row['registers']} registers, {spill}"
+        return 0.0, f"compiled: {row.registers} registers, {spill}"
     device = torch.device("cuda")
     real = _launch(partial(tunable.run, "cuda"), tunable.index, name)
     again = partial(run_launch, real.kernel, real.grid, **real.arguments)

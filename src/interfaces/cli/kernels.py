@@ -41,15 +41,18 @@ def list_(
         json: Print a JSON list instead: operation, backend, available, reason, chosen.
     """
     from smallgpt.infrastructure.devices import DTYPES, choose_device, choose_precision
+    from smallgpt.kernels.expectations import Shape
     from smallgpt.kernels.select import candidates
 
     place = choose_device(device)
     arithmetic = choose_precision(place, precision)
-    rows = list(candidates(place, DTYPES[arithmetic.value]))
+    shape = Shape()
+    rows = list(candidates(place, DTYPES[arithmetic.value], shape))
     if json:
         print(dumps([asdict(row) for row in rows], indent=2))
         return
-    print(f"{place}, {arithmetic.value} ({arithmetic.reason}); for heads of 64, a context of 1,024 and a width of 256")
+    size = f"heads of {shape.head_size}, a context of {shape.block_size:,} and a width of {shape.n_embd}"
+    print(f"{place}, {arithmetic.value} ({arithmetic.reason}); for {size}")
     width = max(len(row.operation) for row in rows)
     for row in rows:
         mark = "*" if row.chosen else " "

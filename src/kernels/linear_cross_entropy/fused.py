@@ -42,8 +42,8 @@ def linear_cross_entropy(
     """
     _check(x, weight, targets, label_smoothing, reduction)
     bits = torch.finfo(product_dtype(x, weight)).bits
-    run = _flash if _prefers_flash(x.device, weight.size(0), weight.size(1), bits) else _chunked
-    return run(x, weight, targets, label_smoothing, ignore_index, z_loss, reduction)
+    design = Flash if _prefers_flash(x.device, weight.size(0), weight.size(1), bits) else Chunked
+    return _apply(design, x, weight, targets, label_smoothing, ignore_index, z_loss, reduction)
 
 
 def linear_cross_entropy_chunked(
@@ -57,7 +57,7 @@ def linear_cross_entropy_chunked(
 ) -> Tensor:
     """linear_cross_entropy() with the library's products, in chunks of rows."""
     _check(x, weight, targets, label_smoothing, reduction)
-    return _chunked(x, weight, targets, label_smoothing, ignore_index, z_loss, reduction)
+    return _apply(Chunked, x, weight, targets, label_smoothing, ignore_index, z_loss, reduction)
 
 
 def linear_cross_entropy_flash(
@@ -76,7 +76,7 @@ def linear_cross_entropy_flash(
             f"linear_cross_entropy: width {x.size(1)} is over the {MAX_WIDTH} of the flash kernels; "
             "use --kernels.linear-cross-entropy triton-chunked"
         )
-    return _flash(x, weight, targets, label_smoothing, ignore_index, z_loss, reduction)
+    return _apply(Flash, x, weight, targets, label_smoothing, ignore_index, z_loss, reduction)
 
 
 def _prefers_flash(device: torch.device, n_ids: int, width: int, bits: int) -> bool:
@@ -88,16 +88,10 @@ def _prefers_flash(device: torch.device, n_ids: int, width: int, bits: int) -> b
 _prefers_flash._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _chunked(x: Tensor, weight: Tensor, *options: object) -> Tensor:
+def _apply(design: type[Chunked] | type[Flash], x: Tensor, weight: Tensor, *options: object) -> Tensor:
     if not torch.is_grad_enabled():  # inside apply() it never is
         x, weight = x.detach(), weight.detach()
-    return Chunked.apply(x, weight, *options, product_dtype(x, weight))  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _flash(x: Tensor, weight: Tensor, *options: object) -> Tensor:
-    if not torch.is_grad_enabled():
-        x, weight = x.detach(), weight.detach()
-    return Flash.apply(x, weight, *options, product_dtype(x, weight))  # type: ignore[no-any-return, no-untyped-call]
+    return design.apply(x, weight, *options, product_dtype(x, weight))  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _check(x: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float, reduction: str) -> None:
