@@ -115,6 +115,6 @@ ONE_TILE: dict[int, Numbers] = {
     128: [(128, 8, 1), (64, 8, 1), (64, 4, 1), (32, 8, 1), (16, 8, 1)],
 }
 # Exact products, and all on sm_75, are fused multiply-adds over operand rows in registers: small tiles, and two stages, with
-# which the rows come out of shared memory. A single tile spills 200 bytes a thread or more, whatever the warps.
+# which the rows come out of shared memory. A single tile spills, whatever the warps.
 FORWARD_FMA: Numbers = [(64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1)]
 BACKWARD_FMA: Numbers = [(32, 32, 32, 32, 8, 2), (16, 32, 32, 16, 8, 2), (16, 16, 16, 16, 8, 2), (16, 16, 16, 16, 8, 1)]
