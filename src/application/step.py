@@ -84,7 +84,7 @@ class Stepper:
         micro = settings.micro_batch or len(inputs)
         total = self.processes.sum((targets != -100).sum()).item()
         loss = torch.zeros((), device=self.device)
-        forward = self.forward or self.model
+        forward = self.model if self.forward is None else self.forward
         for x, y in zip(torch.split(inputs, micro), torch.split(targets, micro), strict=True):
             valid = int((y != -100).sum())
             if valid == 0:
