@@ -1,44 +1,32 @@
 """One optimizer step: micro-batches, one backward each, then unscale, check, clip, update. In that order.
 
 Clipping gradients that still carry fp16's loss scale shrinks them to nothing (the seed's fault: loss stuck at 4.85).
+The host never waits inside a step: a step that is not finite is skipped by the optimizers on the device, and what happened
+is read from five numbers afterwards. So a GPU always has the next step queued, and a whole step can be one CUDA graph.
 """
 
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from math import nan
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
+from smallgpt.application.cuda_graphs import Graphs
 from smallgpt.application.ports import Batches, Processes
+from smallgpt.application.step_result import Running, StepResult, numbers_of
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.optimizers import build_optimizers, load_state_tensors, state_tensors
-from smallgpt.domain.schedule import build_scheduler
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did."""
-
-    loss: float
-    """Mean nats per token of the global batch, as optimised (label smoothing included)."""
-    grad_norm: float
-    """Of the unscaled gradients, before clipping."""
-    learning_rate: float
-    tokens: int
-    bad_tensor: str | None
-    """The first tensor that was not finite: the update was skipped. None: all is well."""
+from smallgpt.domain.schedule import Rates
 
 
 @dataclass
 class Stepper:
-    """Model, optimizers, schedulers and loss scaler of a run of total_steps."""
+    """Model, optimizers, learning rates and loss scaler of a run of total_steps."""
 
     model: GPT
     config: RunConfig
@@ -47,11 +35,14 @@ class Stepper:
     processes: Processes = field(default_factory=Processes)
     forward: Callable[..., Tensor] | None = None
     """The compiled model, where there is one."""
+    graphs: Graphs | None = None
+    """Where a step is to be captured as a CUDA graph."""
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
-        self.optimizers = build_optimizers(self.model, self.config.optimizer)
-        self.schedulers = [build_scheduler(o, self.config.schedule, self.total_steps) for o in self.optimizers]
+        self.optimizers = build_optimizers(self.model, self.config.optimizer, self.precision)
+        peaks = [float(optimizer.param_groups[0]["lr"]) for optimizer in self.optimizers]
+        self.rates = [Rates(self.config.schedule, peak, self.total_steps) for peak in peaks]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -61,90 +52,85 @@ class Stepper:
         return torch.autocast(self.device.type, self.precision)
 
     def __call__(self, step: int, batches: Batches) -> StepResult:
-        """Do optimizer step number `step`, counted from 0."""
+        """Do optimizer step number `step`, counted from 0, and wait for it."""
+        return self.start(step, batches).result()
+
+    def start(self, step: int, batches: Batches) -> Running:
+        """Give the device optimizer step number `step` to do, without waiting for it."""
         settings = self.config.training
         torch.manual_seed(_mix(settings.seed, step, self.processes.rank))
+        rates = self._set_rates(step)
         rows = range(settings.batch_size)[self.processes.rank :: self.processes.count]
-        inputs, targets = batches.rows(step, rows)
-        learning_rate = float(self.optimizers[0].param_groups[0]["lr"])
+        batch = batches.rows(step, rows)
+        numbers = self._compute(*batch) if self.graphs is None else self.graphs(self._compute, *batch)
+        return Running(numbers, rates[0], self.model)
+
+    def _set_rates(self, step: int) -> list[float]:
+        rates = [rate.at(step) for rate in self.rates]
+        for optimizer, rate in zip(self.optimizers, rates, strict=True):
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)  # a captured step reads it where it lies
+                else:
+                    group["lr"] = rate
+        return rates
+
+    def _compute(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The whole step on the device -> numbers_of(...). No number is read here."""
         loss, tokens = self._accumulate(inputs, targets)
-        if tokens == 0:  # the mean over no target is 0/0
-            return StepResult(nan, nan, learning_rate, 0, "loss")
-        bad = self._first_bad(loss, norm := self._unscaled_norm())
-        if bad is None:
-            self._update(norm)
-        self.scaler.update()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss.item(), norm.item(), learning_rate, tokens, bad)
-
-    def _accumulate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
-        """Backward through every micro-batch, each weighted by its share of the global batch's valid tokens."""
-        settings = self.config.training
-        micro = settings.micro_batch or len(inputs)
-        total = self.processes.sum((targets != -100).sum()).item()
-        loss = torch.zeros((), device=self.device)
-        forward = self.model if self.forward is None else self.forward
-        for x, y in zip(torch.split(inputs, micro), torch.split(targets, micro), strict=True):
-            valid = int((y != -100).sum())
-            if valid == 0:
-                continue
-            with self.autocast():
-                mean = forward(
-                    x.to(self.device),
-                    y.to(self.device),
-                    label_smoothing=settings.label_smoothing,
-                    z_loss=settings.z_loss,
-                )
-            share = mean * (valid / total)
-            self.scaler.scale(share * self.processes.count).backward()
-            loss += share.detach()
-        return self.processes.sum(loss), int(total)
-
-    def _unscaled_norm(self) -> Tensor:
         if self.scaler.is_enabled():
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
-        return get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients))
+        norm = torch.linalg.vector_norm(norms)
+        finite = torch.isfinite(torch.cat([norms, torch.stack([norm, loss])]))
+        self._update(gradients, norm, ~finite.all())
+        scale = self.scaler.scale(torch.ones((), device=self.device))
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        return numbers_of(loss, norm, tokens, finite, scale)
 
-    def _first_bad(self, loss: Tensor, norm: Tensor) -> str | None:
-        """The name of the first tensor that is not finite, looked for only when the sums say that there is one."""
-        if torch.isfinite(loss) and torch.isfinite(norm):
-            return None
-        for name, parameter in self.model.named_parameters():
-            if not torch.isfinite(parameter).all():
-                return name
-        for name, parameter in self.model.named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                return f"gradient of {name}"
-        return "loss"
+    def _accumulate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Backward through every micro-batch, each row weighted alike -> the mean over the global batch, and its tokens."""
+        settings = self.config.training
+        micro = settings.micro_batch or len(inputs)
+        total = self.processes.sum((targets != -100).sum()).to(self.device, non_blocking=True)
+        loss = torch.zeros((), device=self.device)
+        forward = self.model if self.forward is None else self.forward  # a compiled module has no truth value
+        for x, y in zip(torch.split(inputs, micro), torch.split(targets, micro), strict=True):
+            with self.autocast():
+                summed = forward(
+                    x.to(self.device, non_blocking=True),
+                    y.to(self.device, non_blocking=True),
+                    label_smoothing=settings.label_smoothing,
+                    z_loss=settings.z_loss,
+                    reduction="sum",
+                )
+            share = summed / total  # of no target at all: 0/0, and the step is skipped
+            self.scaler.scale(share * self.processes.count).backward()
+            loss += share.detach()
+        return self.processes.sum(loss), total
 
-    def _update(self, norm: Tensor) -> None:
-        clip_norm = self.config.training.clip_norm
-        if clip_norm > 0:
-            clip_grads_with_norm_(self.model.parameters(), clip_norm, norm)
-        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
-            self.scaler.step(optimizer)
-            scheduler.step()
+    def _update(self, gradients: list[Tensor], norm: Tensor, bad: Tensor) -> None:
+        """Clip and update; where `bad` () is set, the optimizers leave everything as it is."""
+        if self.config.training.clip_norm > 0:
+            clip_grads_with_norm_(list(self.model.parameters()), self.config.training.clip_norm, norm)
+        for optimizer in self.optimizers:
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # as GradScaler tells fused optimizers
+            optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
         """Optimizer state by name."""
         return state_tensors(self.model, self.optimizers)
 
-    def restore(self, tensors: dict[str, Tensor], scaler: dict[str, Any], updates: int) -> None:
-        """Take up optimizer and scaler state after `updates` steps that were not skipped.
-
-        The schedule needs no state: it is walked through again, to the same numbers, or to others when the run is now
-        to be longer.
-        """
+    def restore(self, tensors: dict[str, Tensor], scaler: dict[str, Any]) -> None:
+        """Take up optimizer and scaler state. Learning rates follow from the number of the step."""
         load_state_tensors(self.model, self.optimizers, tensors)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(scaler)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step\\(\\)` before")
-            for scheduler in self.schedulers:
-                for _ in range(updates):
-                    scheduler.step()
 
 
 def _mix(seed: int, step: int, rank: int) -> int:

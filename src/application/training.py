@@ -12,7 +12,8 @@ from math import inf
 from typing import Any
 
 from smallgpt.application.ports import Batches, Checkpoints, Tracker
-from smallgpt.application.step import Stepper, StepResult
+from smallgpt.application.step import Stepper
+from smallgpt.application.step_result import Running, StepResult
 from smallgpt.domain.config import steps_of
 from smallgpt.domain.errors import NumericsError
 from smallgpt.domain.gpt import GPT
@@ -63,6 +64,8 @@ class Loop:
         self.tracker, self.look, self.should_stop = tracker, look, should_stop
         self.peak_flops, self.memory = peak_flops, memory
         self.step = self.tokens = self.skipped_in_a_row = self.skipped = 0
+        self.running: Running | None = None
+        self.settled_at = time.perf_counter()
         self.best: float | None = None
         self.last_good = "none yet"
         self.started = time.perf_counter() if started is None else started
@@ -75,7 +78,7 @@ class Loop:
     def restore(self, state: TrainingState) -> None:
         """Go on from a checkpoint whose weights the model already has."""
         loop = state.loop
-        self.stepper.restore(state.optimizer, loop["scaler"], state.step - loop["skipped"])
+        self.stepper.restore(state.optimizer, loop["scaler"])
         self.step, self.tokens, self.best = state.step, loop["tokens"], loop["best"]
         self.skipped, self.skipped_in_a_row = loop["skipped"], loop["skipped_in_a_row"]
         self.started -= loop["seconds"]
@@ -86,6 +89,8 @@ class Loop:
         saved_at = self.step if self.step else -1
         while True:
             done, stop = self.step == self.stepper.total_steps, self.should_stop()
+            if done or stop:
+                self._settle()
             if (done or stop) and saved_at != self.step:
                 self._save()  # before any evaluation: a finished model must not be lost to a failing one
             if done or not stop:
@@ -93,16 +98,32 @@ class Loop:
             if done or stop:
                 return self._end(finished=done)
             self._train_one_step()
+            if self._something_due():
+                self._settle()
             if self._checkpoint_due():
                 self._save()
                 saved_at = self.step
 
     def _train_one_step(self) -> None:
-        before = time.perf_counter()
-        result = self.stepper(self.step, self.batches)
+        """Queue a step, then hear what the one before it did: a GPU has work while the host reads and writes."""
+        if self.running is None:
+            self.settled_at = time.perf_counter()
+        running = self.stepper.start(self.step, self.batches)
+        self._settle()
         self.step += 1
+        self.running = running
+        if not running.on_gpu:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wait for the step that was queued last, and write down what it did."""
+        if self.running is None:
+            return
+        result, self.running = self.running.result(), None
+        now = time.perf_counter()
         self.tokens += result.tokens
-        self.tracker.log(self._train_event(result, time.perf_counter() - before))
+        self.tracker.log(self._train_event(result, now - self.settled_at))
+        self.settled_at = now
         self._guard(result)
 
     def _train_event(self, result: StepResult, seconds: float) -> dict[str, Any]:
@@ -122,7 +143,7 @@ class Loop:
             "eta_seconds": self.seconds / self.step * remaining,
         }
         if self.stepper.scaler.is_enabled():
-            event["loss_scale"] = self.stepper.scaler.get_scale()
+            event["loss_scale"] = result.loss_scale
         return event
 
     def _guard(self, result: StepResult) -> None:
@@ -145,6 +166,14 @@ class Loop:
     def _due(self, amount: float) -> bool:
         every = steps_of(amount, self.stepper.total_steps)
         return every > 0 and self.step % every == 0
+
+    def _something_due(self) -> bool:
+        """Whether anything but the next step is to be done now, for which what the last one did must be known."""
+        config = self.stepper.config
+        return any(
+            self._due(every)
+            for every in (config.checkpoint.every, config.evaluation.every, config.evaluation.sample_every)
+        )
 
     def _checkpoint_due(self) -> bool:
         """Never among bad steps: they add nothing, and broken weights would push the good checkpoints out."""

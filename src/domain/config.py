@@ -29,7 +29,7 @@ class GPTConfig(Section):
     block_size: Positive = 128
     """Longest context, in tokens."""
     vocab_size: Positive = 50304
-    """Rows of the embedding. When not given, a run takes its data's, padded to a multiple of 64; padding is never sampled."""
+    """Rows of the embedding. When not given, a run takes its data's, padded to a multiple of 128; padding is never sampled."""
     n_layer: Positive = 4
     """Transformer blocks."""
     n_head: Positive = 4
@@ -124,7 +124,9 @@ class TrainingConfig(Section):
     threads: Positive | None = None
     """CPU threads; as many as this process may use when not given."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto compiles on a GPU when a probe succeeds."""
+    """torch.compile of the blocks; auto does it on a GPU when a probe succeeds, and on a CPU when it wins in a long run."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """The whole optimizer step as one CUDA graph; auto does it on a GPU, and falls back with a reason."""
     short_windows: Annotated[float, Field(ge=0)] = 0.0
     """First part of the run, steps or share, on windows half as long and twice as many: positions are learned sooner."""
     embedding_std: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from smallgpt.domain.cache import KVCache
 from smallgpt.domain.config import GPTConfig
-from smallgpt.domain.ops import TORCH_OPS, Ops
+from smallgpt.domain.dropout import dropout
+from smallgpt.domain.ops import TORCH_OPS, Ops, Reduction
 from smallgpt.domain.sampling import Sampling, next_token
 
 
@@ -45,12 +46,11 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        dropout = self.dropout if self.training else 0.0
         if cache is None or cache.append(self.layer, qkv):
-            y = self.ops.causal_attention(qkv, dropout)  # (B, T, H, D)
+            y = self.ops.causal_attention(qkv, self.dropout if self.training else 0.0)  # (B, T, H, D)
         else:
             y = self.ops.cached_attention(qkv[:, :, 0], *cache.layer(self.layer))
-        return F.dropout(self.c_proj(y.reshape(B, T, C)), self.dropout, self.training)
+        return dropout(self.c_proj(y.reshape(B, T, C)), self.dropout, self.training)
 
 
 class MLP(nn.Module):
@@ -63,7 +63,7 @@ class MLP(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(self.c_proj(F.gelu(self.c_fc(x))), self.dropout, self.training)
+        return dropout(self.c_proj(F.gelu(self.c_fc(x))), self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -96,7 +96,7 @@ class Transformer(nn.Module):
     def forward(self, idx: Tensor, cache: KVCache | None) -> Tensor:  # (B, T) -> (B, T, C)
         start = cache.used if cache is not None else 0
         positions = torch.arange(start, start + idx.size(1), device=idx.device)
-        residual = F.dropout(self.wte(idx) + self.wpe(positions), self.dropout, self.training)  # (B, T, C)
+        residual = dropout(self.wte(idx) + self.wpe(positions), self.dropout, self.training)  # (B, T, C)
         delta = None
         for block in self.h:
             residual, delta = block(residual, delta, cache)
@@ -132,9 +132,10 @@ class GPT(nn.Module):
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
         z_loss: float = 0.0,
+        reduction: Reduction = "mean",
         cache: KVCache | None = None,
     ) -> Tensor:
-        """idx (B, T) int64 -> logits (B, T, vocab), or the scalar mean loss when targets (B, T) are given.
+        """idx (B, T) int64 -> logits (B, T, vocab), or the scalar loss when targets (B, T) are given: the mean, or `reduction`.
 
         With a cache, idx holds only the tokens that follow the ones already in it. Raises ValueError when the
         context is longer than block_size.
@@ -149,7 +150,7 @@ class GPT(nn.Module):
             logits: Tensor = self.lm_head(x)
             return logits
         return self.ops.linear_cross_entropy(
-            x.flatten(0, 1), self.lm_head.weight, targets.flatten(), label_smoothing, ignore_index, z_loss
+            x.flatten(0, 1), self.lm_head.weight, targets.flatten(), label_smoothing, ignore_index, z_loss, reduction
         )
 
     def loss(

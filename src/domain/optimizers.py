@@ -1,14 +1,16 @@
-"""Optimizers of torch.optim over named parameter groups: matrices decay, biases and norms do not, Muon takes hidden matrices.
+"""Optimizers over named parameter groups: matrices decay, biases and norms do not, Muon takes hidden matrices.
 
-References: AdamW arXiv 1711.05101; Muon https://kellerjordan.github.io/posts/muon/ (torch.optim.Muon).
+AdamW: arXiv 1711.05101, torch.optim's fused form. Muon: domain/muon.py.
 """
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from smallgpt.domain.config import OptimizerConfig
+from smallgpt.domain.muon import Muon
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -28,25 +30,43 @@ def parameter_groups(model: nn.Module) -> dict[str, Named]:
     return groups
 
 
-def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
-    """[AdamW], or [AdamW, Muon]. Groups hold (name, parameter) pairs, so that state is keyed by name on disk."""
+def build_optimizers(
+    model: nn.Module, config: OptimizerConfig, precision: torch.dtype = torch.float32
+) -> list[Optimizer]:
+    """[AdamW], or [AdamW, Muon]. Groups hold (name, parameter) pairs, so that state is keyed by name on disk.
+
+    On a GPU their rates are tensors and nothing is read on the host, so that a step can be captured as a CUDA graph.
+    `precision` is that of Muon's matrix products.
+    """
     groups = parameter_groups(model)
+    device = next(model.parameters()).device
     decayed = groups["embedding"] if config.name == "muon" else groups["embedding"] + groups["hidden"]
     adamw_groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": groups["vector"], "weight_decay": 0.0},
     ]
-    adamw = AdamW(adamw_groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    adamw = AdamW(
+        adamw_groups,
+        lr=_rate(config.learning_rate, device),
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+        capturable=device.type == "cuda",
+    )
     if config.name == "adamw":
         return [adamw]
     muon = Muon(
         groups["hidden"],
-        lr=config.muon_learning_rate,
+        lr=_rate(config.muon_learning_rate, device),
         weight_decay=config.weight_decay,
         momentum=config.momentum,
-        nesterov=True,
+        dtype=precision,
     )
     return [adamw, muon]
+
+
+def _rate(rate: float, device: torch.device) -> float | Tensor:
+    return torch.tensor(rate, device=device) if device.type == "cuda" else rate
 
 
 def state_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:

@@ -46,13 +46,31 @@ def build_scheduler(optimizer: Optimizer, config: ScheduleConfig, total_steps: i
     return SequentialLR(optimizer, phases, milestones)
 
 
+class Rates:
+    """The learning rate of every step of a run, a function of the step's number alone."""
+
+    def __init__(self, config: ScheduleConfig, peak: float, total_steps: int) -> None:
+        self.config, self.peak, self.total_steps = config, peak, total_steps
+        self._restart()
+
+    def at(self, step: int) -> float:
+        """The rate of optimizer step number `step`, counted from 0. Fast for the steps in their order."""
+        if step < self.step:
+            self._restart()
+        while self.step < step:
+            self.optimizer.step()
+            self.scheduler.step()
+            self.step += 1
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _restart(self) -> None:
+        """torch's schedulers move an optimizer's rate: this one has nothing else to do."""
+        self.optimizer = SGD([nn.Parameter()], lr=self.peak)
+        self.scheduler = build_scheduler(self.optimizer, self.config, self.total_steps)
+        self.step = 0
+
+
 def learning_rates(config: ScheduleConfig, peak: float, total_steps: int) -> list[float]:
     """The rate of every step of a run, for plots, the doctor and tests."""
-    optimizer = SGD([nn.Parameter()], lr=peak)
-    scheduler = build_scheduler(optimizer, config, total_steps)
-    rates = []
-    for _ in range(total_steps):
-        rates.append(float(optimizer.param_groups[0]["lr"]))
-        optimizer.step()
-        scheduler.step()
-    return rates
+    rates = Rates(config, peak, total_steps)
+    return [rates.at(step) for step in range(total_steps)]

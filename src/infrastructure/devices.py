@@ -8,7 +8,9 @@ from functools import lru_cache
 import torch
 
 from smallgpt.domain.errors import HardwareError
+from smallgpt.infrastructure import cpus
 
+PROBED_MINUTES = 20  # compiling takes up to one, and gained 0 to 15 % of a step
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -73,14 +75,39 @@ def _bf16_evidence(device: torch.device) -> tuple[bool, str]:
 
 
 def choose_threads(wanted: int | None) -> Choice:
-    """CPU threads for torch: as wished, else OMP_NUM_THREADS, else every core this process may use."""
+    """CPU threads for torch: as wished, else OMP_NUM_THREADS, else what this process may use.
+
+    That is its cores, or less where its control group's quota allows less. With two hardware threads a core, one a core and
+    all of them are timed on a matrix product.
+    """
     if wanted is not None:
         return Choice(str(wanted), "asked for")
     variable = os.environ.get("OMP_NUM_THREADS", "")
     if variable.isdecimal() and int(variable) > 0:
         return Choice(variable, "OMP_NUM_THREADS")
-    cores = len(os.sched_getaffinity(0))
-    return Choice(str(cores), f"{cores} cores are available to this process")
+    usable, cores, quota = cpus.usable(), cpus.cores(), cpus.quota()
+    if quota is not None and quota < cores:
+        return Choice(str(quota), f"the container may use {quota} of {usable} processors")
+    if cores == usable:
+        return Choice(str(cores), f"{cores} cores are available to this process")
+    times = {threads: _product_seconds(threads) for threads in (cores, usable)}
+    words = ", ".join(f"{1e3 * seconds:.2g} ms with {threads}" for threads, seconds in times.items())
+    return Choice(
+        str(min(times, key=times.__getitem__)), f"{cores} cores of two hardware threads: a product takes {words}"
+    )
+
+
+def _product_seconds(threads: int) -> float:
+    """The best of some matrix products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    a, best = torch.randn(768, 768), float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    torch.set_num_threads(before)
+    return best
 
 
 @lru_cache
@@ -112,15 +139,20 @@ def memory_in_use(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def choose_compile(device: torch.device, wanted: str) -> Choice:
-    """ "on" or "off": torch.compile as asked, or under auto on a GPU where a toy compiles.
+def choose_compile(device: torch.device, wanted: str, minutes: float | None = None) -> Choice:
+    """ "on", "off" or "probe": torch.compile as asked, or under auto on a GPU where a toy compiles.
 
-    Raises HardwareError when it is asked for and the toy does not compile.
+    On a CPU auto wants both ways timed where a run is planned in minutes and has enough of them. Raises HardwareError when
+    it is asked for and the toy does not compile.
     """
     if wanted == "off":
         return Choice("off", "asked for")
     if wanted == "auto" and device.type == "cpu":
-        return Choice("off", "a CPU run of minutes would spend its first one compiling")
+        if minutes is not None and minutes >= PROBED_MINUTES:
+            return Choice("probe", f"a run of {minutes:g} minutes has time to find out")
+        return Choice(
+            "off", f"on a CPU a run of less than {PROBED_MINUTES} minutes spends more on compiling than it gains"
+        )
     try:
         torch.compile(lambda x: torch.relu(x) + 1)(torch.randn(8, device=device))
     except Exception as error:  # whatever the compiler's stack raises means the same here: it does not work
@@ -129,3 +161,16 @@ def choose_compile(device: torch.device, wanted: str) -> Choice:
             raise HardwareError(f"torch.compile does not work here: {failure}. Use --training.compile auto.") from None
         return Choice("off", failure)
     return Choice("on", "asked for" if wanted == "on" else "a toy compiled and ran")
+
+
+def choose_graphs(device: torch.device, wanted: str) -> Choice:
+    """ "on" or "off": the step as a CUDA graph. Raises HardwareError when it is asked for without a GPU."""
+    if device.type != "cuda":
+        if wanted == "on":
+            raise HardwareError(f"CUDA graphs need a GPU, and this run is on {device}; use --training.cuda-graphs auto")
+        return Choice("off", "a CPU has none")
+    if wanted == "off":
+        return Choice("off", "asked for")
+    return Choice(
+        "on", "asked for" if wanted == "on" else "batches have fixed shapes and a step reads nothing on the host"
+    )

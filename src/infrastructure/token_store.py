@@ -147,20 +147,25 @@ class WindowBatches:
                 f"{len(tokens)} training tokens are too few for a block of {block_size} and its next token; "
                 f"lower --model.block-size to at most {len(tokens) - 1}, or prepare more text"
             )
-        self._tokens, self._block_size, self._batch_size, self._seed = tokens, block_size, batch_size, seed
+        self._tokens, self._batch_size, self._seed = tokens, batch_size, seed
+        self.block_size = block_size
         self.windows = max(1, len(tokens) // block_size - 1)
         """Windows in an epoch."""
 
     def rows(self, step: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Inputs and targets, (len(rows), block_size) int64 each, of those rows of the step's batch."""
-        T = self._block_size
+        start = self.starts(step, rows)
+        window = self._tokens[start[:, None] + np.arange(self.block_size + 1)].astype(np.int64)
+        return torch.from_numpy(window[:, :-1].copy()), torch.from_numpy(window[:, 1:].copy())
+
+    def starts(self, step: int, rows: Sequence[int]) -> npt.NDArray[np.int64]:
+        """(len(rows),): where the windows of those rows begin."""
+        T = self.block_size
         sample = np.asarray(rows, dtype=np.int64) + step * self._batch_size
         epoch, index = sample // self.windows, sample % self.windows
         key = mix(mix(np.full_like(epoch, self._seed, dtype=np.uint64)) ^ epoch.astype(np.uint64))
         phase = (key % np.uint64(min(T, len(self._tokens) - self.windows * T))).astype(np.int64)
-        start = phase + T * permute(index, self.windows, key)
-        window = self._tokens[start[:, None] + np.arange(T + 1)].astype(np.int64)
-        return torch.from_numpy(window[:, :-1].copy()), torch.from_numpy(window[:, 1:].copy())
+        return phase + T * permute(index, self.windows, key)
 
 
 class ShortThenFull:
@@ -170,15 +175,24 @@ class ShortThenFull:
     """
 
     def __init__(self, tokens: Tokens, *, block_size: int, batch_size: int, seed: int, short_steps: int) -> None:
-        self.short_steps = short_steps
+        self.tokens, self.short_steps = tokens, short_steps
         self.short = WindowBatches(tokens, block_size=max(1, block_size // 2), batch_size=2 * batch_size, seed=seed)
         self.full = WindowBatches(tokens, block_size=block_size, batch_size=batch_size, seed=seed)
 
     def rows(self, step: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See application.ports.Batches."""
+        batches, rows = self._at(step, rows)
+        return batches.rows(step, rows)
+
+    def starts(self, step: int, rows: Sequence[int]) -> tuple[npt.NDArray[np.int64], int]:
+        """Where the windows of those rows begin in `tokens`, and their length."""
+        batches, rows = self._at(step, rows)
+        return batches.starts(step, rows), batches.block_size
+
+    def _at(self, step: int, rows: Sequence[int]) -> tuple[WindowBatches, Sequence[int]]:
         if step >= self.short_steps:
-            return self.full.rows(step, rows)
-        return self.short.rows(step, [2 * row + half for row in rows for half in (0, 1)])
+            return self.full, rows
+        return self.short, [2 * row + half for row in rows for half in (0, 1)]
 
 
 def evaluation_blocks(

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from smallgpt.application.ports import Tracker
+from smallgpt.application.compiling import compile_blocks, keep_if_faster
+from smallgpt.application.cuda_graphs import Graphs
+from smallgpt.application.ports import Batches, Tracker
 from smallgpt.application.step import Stepper
 from smallgpt.application.training import Look, Loop, Outcome, plan_steps
 from smallgpt.domain.config import DEFAULT_STEPS, RunConfig, steps_of
@@ -16,6 +19,7 @@ from smallgpt.domain.gpt import GPT
 from smallgpt.domain.initialisation import sinusoidal_positions
 from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure import checkpoints, devices
+from smallgpt.infrastructure.device_batches import batches_on
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.infrastructure.token_store import ShortThenFull, TokenStore, open_store
 from smallgpt.infrastructure.trackers import JsonLines, Several
@@ -23,7 +27,7 @@ from smallgpt.interfaces.looking import evaluator, sampler
 from smallgpt.interfaces.machine import Machine, choose_machine
 from smallgpt.interfaces.resuming import check_resumable, state_to_resume
 
-VOCABULARY_MULTIPLE = 64  # rows of the embedding: aligned matrix products; gives 50,304 for GPT-2's 50,257
+VOCABULARY_MULTIPLE = 128  # rows of the embedding: whole tiles of matrix products; gives 50,304 for GPT-2's 50,257
 
 
 def resolve(config: RunConfig, store: TokenStore, data: Path, *, vocab_size_given: bool) -> RunConfig:
@@ -95,29 +99,39 @@ def _train(
     started: float,
 ) -> Outcome:
     settings = config.training
-    torch.set_num_threads(int(machine.threads.value))
     model = _model(config, machine, saved)
-    forward = torch.compile(model, dynamic=False) if machine.compiling.value == "on" else None
     peak = devices.matmul_peak(machine.device, machine.dtype)
     tracker.log(start_event(config, store, model, machine, peak, saved))
+    say = partial(_note, tracker)
     look = Look(
         evaluator(store, config.evaluation.max_tokens),
         sampler(config.evaluation, settings.seed, store.tokenizer()),
     )
 
     def make_stepper(total_steps: int) -> Stepper:
-        return Stepper(model, config, total_steps, machine.dtype, forward=forward)
+        graphs = Graphs(machine.device, _give_up(config, say)) if machine.graphs.value == "on" else None
+        return Stepper(model, config, total_steps, machine.dtype, graphs=graphs)
 
+    def batches_of(short_steps: int) -> Batches:
+        batches, where = batches_on(machine.device, _batches(config, store, short_steps=short_steps))
+        if machine.device.type == "cuda":
+            say(f"tokens {where.value}: {where.reason}")
+        return batches
+
+    if machine.compiling.value == "on":
+        compile_blocks(model)
+    elif machine.compiling.value == "probe":
+        won, words = keep_if_faster(lambda: make_stepper(1000), batches_of(0))
+        say(f"compile {'on' if won else 'off'}: {words}")
     total_steps = settings.max_steps or DEFAULT_STEPS
     if settings.max_minutes is not None and saved is not None:
         total_steps = saved.loop["total_steps"]
     elif settings.max_minutes is not None:
-        batches = _batches(config, store, short_steps=0)
-        total_steps, reason = plan_steps(make_stepper, batches, look, settings.max_minutes, started)
+        total_steps, reason = plan_steps(make_stepper, batches_of(0), look, settings.max_minutes, started)
         tracker.log({"event": "plan", "step": 0, "steps": total_steps, "reason": reason})
     loop = Loop(
         make_stepper(total_steps),
-        _batches(config, store, short_steps=steps_of(settings.short_windows, total_steps)),
+        batches_of(steps_of(settings.short_windows, total_steps)),
         checkpoints.RunCheckpoints(run, config.model, store.tokenizer_file, config.checkpoint.keep),
         tracker,
         look,
@@ -129,6 +143,17 @@ def _train(
     if saved is not None:
         loop.restore(saved)
     return loop.run()
+
+
+def _note(tracker: Tracker, words: str) -> None:
+    tracker.log({"event": "note", "step": 0, "words": words})
+
+
+def _give_up(config: RunConfig, say: Callable[[str], None]) -> Callable[[str], None] | None:
+    """What is done when a step cannot be captured: under auto it is said, otherwise it is an error."""
+    if config.training.cuda_graphs == "on":
+        return None
+    return lambda error: say(f"cuda-graphs off: the step could not be captured: {error}")
 
 
 def _model(config: RunConfig, machine: Machine, saved: TrainingState | None) -> GPT:

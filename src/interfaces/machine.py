@@ -6,6 +6,7 @@ import torch
 
 from smallgpt.domain.config import RunConfig
 from smallgpt.infrastructure import devices
+from smallgpt.infrastructure.allocator import keep_freed_memory
 from smallgpt.kernels.expectations import Shape
 from smallgpt.kernels.select import Selection, select
 
@@ -17,7 +18,10 @@ class Machine:
     device: torch.device
     threads: devices.Choice
     precision: devices.Choice
+    allocator: devices.Choice | None
+    """Of the CPU's memory; None on a GPU."""
     compiling: devices.Choice
+    graphs: devices.Choice
     kernels: Selection
 
     @property
@@ -27,15 +31,27 @@ class Machine:
 
     def reasons(self) -> dict[str, str]:
         """Per choice, what was chosen and why, in words."""
-        choices = {"threads": self.threads, "precision": self.precision, "compile": self.compiling}
-        words = {name: f"{choice.value}: {choice.reason}" for name, choice in choices.items()}
+        choices = {
+            "threads": self.threads,
+            "memory": self.allocator,
+            "precision": self.precision,
+            "compile": self.compiling,
+            "cuda-graphs": self.graphs,
+        }
+        words = {name: f"{choice.value}: {choice.reason}" for name, choice in choices.items() if choice is not None}
         return words | {name: f"{self.kernels.chosen[name]}: {why}" for name, why in self.kernels.reasons.items()}
 
 
 def choose_machine(config: RunConfig) -> Machine:
-    """Decide device, threads, precision, compilation and kernels for a run. Raises HardwareError for a wish that cannot be."""
+    """Decide device, threads, memory, precision, compilation and kernels for a run; threads and memory are set at once.
+
+    Raises HardwareError for a wish that cannot be.
+    """
     settings, kernels = config.training, config.kernels
     device = devices.choose_device(settings.device)
+    threads = devices.choose_threads(settings.threads)
+    torch.set_num_threads(int(threads.value))
+    allocator = keep_freed_memory() if device.type == "cpu" else None
     precision = devices.choose_precision(device, settings.precision)
     selection = select(
         kernels.backend,
@@ -46,5 +62,6 @@ def choose_machine(config: RunConfig) -> Machine:
         linear_cross_entropy=kernels.linear_cross_entropy,
         shape=Shape(config.model.n_embd // config.model.n_head, config.model.block_size, config.model.n_embd),
     )
-    compiling = devices.choose_compile(device, settings.compile)
-    return Machine(device, devices.choose_threads(settings.threads), precision, compiling, selection)
+    compiling = devices.choose_compile(device, settings.compile, settings.max_minutes)
+    graphs = devices.choose_graphs(device, settings.cuda_graphs)
+    return Machine(device, threads, precision, allocator, compiling, graphs, selection)

@@ -104,8 +104,6 @@ class Runs:
         best = (folder / "checkpoints" / "best.json").read_text()
         numbers = {
             "scaler": loop.stepper.scaler.state_dict(),
-            "schedulers": [scheduler.state_dict() for scheduler in loop.stepper.schedulers],
-            "rates": [group["lr"] for optimizer in loop.stepper.optimizers for group in optimizer.param_groups],
             "counted": (loop.tokens, loop.skipped, loop.skipped_in_a_row, loop.best),
         }
         return Result(loop.stepper.model.state_dict(), loop.stepper.tensors(), numbers, events, best)

@@ -5,10 +5,11 @@ from math import sqrt
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from smallgpt.domain.config import GPTConfig, OptimizerConfig
 from smallgpt.domain.gpt import GPT
+from smallgpt.domain.muon import Muon
 from smallgpt.domain.optimizers import build_optimizers, load_state_tensors, parameter_groups, state_tensors
 
 HIDDEN = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")

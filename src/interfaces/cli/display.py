@@ -87,6 +87,9 @@ class Display:
             self.lines = {name: event["baselines"][name] for name in MEANINGS if name in event["baselines"]}
             self.say(f"compare  {baseline_words(event['baselines'])}")
 
+    def _show_note(self, event: dict[str, Any]) -> None:
+        self.say(f"note     {event['words']}")
+
     def _show_plan(self, event: dict[str, Any]) -> None:
         self.steps = event["steps"]
         self.say(f"plan     {self.steps:,} steps: {event['reason']}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from smallgpt.domain import ops
+from smallgpt.domain.dropout import draw_kept, kept_of
 from smallgpt.domain.ops import cached_attention
 
 __all__ = ["cached_attention", "causal_attention"]
@@ -40,11 +41,13 @@ class _BlockwiseAttention(torch.autograd.Function):
             scores = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2))  # (BH, n, end)
             scores[:, :, start:] += _future(end - start, scores)
             p = scores.softmax(-1)
-            keep = _kept(p, dropout)
-            y[:, start:end] = torch.bmm(p if keep is None else p * keep, v[:, :end])
+            keep = draw_kept(p, dropout) if dropout else None
+            y[:, start:end] = torch.bmm(_dropped(p, keep), v[:, :end])
             saved += [p, keep]
+        if dropout:
+            y /= 1 - dropout
         ctx.save_for_backward(q, k, v, *saved)
-        ctx.heads = H
+        ctx.heads, ctx.dropout = H, dropout
         return y.view(B, H, T, D).transpose(1, 2)
 
     @staticmethod
@@ -54,17 +57,17 @@ class _BlockwiseAttention(torch.autograd.Function):
         BH, T, D = q.shape
         B, H = BH // ctx.heads, ctx.heads
         dy = dy.transpose(1, 2).reshape(BH, T, D)
+        if ctx.dropout:
+            dy = dy / (1 - ctx.dropout)
         dqkv = q.new_zeros(3, BH, T, D)
         dq, dk, dv = dqkv
         for (start, end), p, keep in zip(_blocks(T), saved[::2], saved[1::2], strict=True):
             block = dy[:, start:end]
-            dp = torch.bmm(block, v[:, :end].transpose(1, 2))
-            if keep is not None:
-                dp *= keep
+            dp = _dropped(torch.bmm(block, v[:, :end].transpose(1, 2)), keep)
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)  # p ∘ (dp - rowsum(p ∘ dp))
             dq[:, start:end] = torch.bmm(ds, k[:, :end])
             dk[:, :end] += torch.bmm(ds.transpose(1, 2), q[:, start:end])
-            dv[:, :end] += torch.bmm((p if keep is None else p * keep).transpose(1, 2), block)
+            dv[:, :end] += torch.bmm(_dropped(p, keep).transpose(1, 2), block)
         dq /= sqrt(D)
         return dqkv.view(3, B, H, T, D).permute(1, 3, 0, 2, 4), None
 
@@ -78,8 +81,6 @@ def _future(n: int, like: Tensor) -> Tensor:
     return torch.full((n, n), -torch.inf, dtype=like.dtype, device=like.device).triu_(1)
 
 
-def _kept(p: Tensor, dropout: float) -> Tensor | None:
-    """What each attention weight is multiplied by: 0, or 1/(1-dropout)."""
-    if dropout == 0:
-        return None
-    return torch.empty_like(p).bernoulli_(1 - dropout).div_(1 - dropout)
+def _dropped(x: Tensor, keep: Tensor | None) -> Tensor:
+    """x where it is kept, 0 elsewhere; not scaled by 1/(1 - dropout)."""
+    return x if keep is None else kept_of(x, keep)

@@ -5,10 +5,12 @@ nothing to recompute. They stay un-normalised until backward: divided by N in fp
 lost before a loss scale could save them (a fault of fused losses elsewhere, Liger-Kernel #512). Only for the losses of
 single rows, whose slopes nobody knows yet, does backward compute the logits again: 8·V·C.
 
-A chunk is sized by bytes, not by V/C: at small widths such a rule gives slivers of a few dozen rows.
+A chunk is sized by bytes, not by V/C: at small widths such a rule gives slivers of a few dozen rows. On a CPU the softmax
+then goes through a chunk by groups of rows so few that their fp32 numbers stay in the cache, and the gradient is written
+over the logits.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +19,15 @@ from torch.autograd.function import once_differentiable
 from smallgpt.domain.ops import Reduction
 from smallgpt.kernels.linear_cross_entropy.contract import product_dtype, reduce, scaled, slopes_of_losses
 
-CHUNK_BYTES = 64 * 2**20  # of fp32 logits; below about 16 MiB the repeated additions to dW cost more than the products
+CHUNK_BYTES = 48 * 2**20  # of logits; below about 16 MiB the repeated additions to dW cost more than the products
+CACHE_BYTES = 2**20  # of fp32 logits a thread works on at a time, on a CPU
+
+
+class Options(NamedTuple):
+    """What bends the loss of a row."""
+
+    label_smoothing: float
+    z_loss: float
 
 
 def linear_cross_entropy(
@@ -53,8 +63,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         valid = targets != ignore_index
         at_once = reduction != "none" and any(ctx.needs_input_grad[:2])
         dx, dw = _zeros(x, weight) if at_once else (None, None)
-        losses = _walk(x, w, targets, valid, label_smoothing, z_loss, None, dx, dw)
-        ctx.options, ctx.reduction, ctx.weight_dtype = (label_smoothing, z_loss), reduction, weight.dtype
+        ctx.options, ctx.reduction, ctx.weight_dtype = Options(label_smoothing, z_loss), reduction, weight.dtype
+        losses = _walk(x, w, targets, valid, ctx.options, None, dx, dw)
         if at_once:
             ctx.save_for_backward(valid, dx, dw)
         else:
@@ -70,9 +80,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             dx, dw = kept
         else:
             x, w, targets = kept
-            label_smoothing, z_loss = ctx.options
             dx, dw = _zeros(x, w)
-            _walk(x, w, targets, valid, label_smoothing, z_loss, share, dx, dw)
+            _walk(x, w, targets, valid, ctx.options, share, dx, dw)
         return scaled(dx, scale, dx.dtype), scaled(dw, scale, ctx.weight_dtype), None, None, None, None, None
 
 
@@ -87,53 +96,83 @@ def _walk(
     w: Tensor,
     targets: Tensor,
     valid: Tensor,
-    label_smoothing: float,
-    z_loss: float,
+    options: Options,
     share: Tensor | None,
     dx: Tensor | None,
     dw: Tensor | None,
 ) -> Tensor:
     """The (N,) losses; and, where there is a place for them, the gradients of Σ share·loss. w has the products' dtype."""
     losses = x.new_empty(x.size(0), dtype=torch.float32)
-    rows = max(1, CHUNK_BYTES // (4 * w.size(0)))
+    rows = chunk_rows(w)
     for start in range(0, x.size(0), rows):
         part = slice(start, start + rows)
         keep = valid[part, None]
         x_part = (x[part] * keep).to(w.dtype)  # (n, C); ignored rows give dw nothing
         index = targets[part, None].masked_fill(~keep, 0)
         logits = x_part @ w.T  # (n, V)
-        log_p = torch.log_softmax(logits, -1, dtype=torch.float32)
-        lse = logits[:, :1].float() - log_p[:, :1]  # (n, 1)
-        losses[part] = (_losses(log_p, index, label_smoothing) + z_loss * lse.square()).mul_(keep)[:, 0]
+        slopes = dx is not None and dw is not None
+        losses[part] = (
+            _losses_(logits, index, options, None if share is None else share[part, None], slopes) * keep[:, 0]
+        )
         if dx is not None and dw is not None:
-            slope = _slope_of_logits_(log_p, index, label_smoothing, 1 + 2 * z_loss * lse if z_loss else None)
-            slope = (slope if share is None else slope.mul_(share[part, None])).to(w.dtype)
-            dx[part] = (slope @ w) * keep
-            _accumulate(dw, slope, x_part)
+            dx[part] = (logits @ w) * keep
+            _accumulate(dw, logits, x_part)
     return losses
 
 
-def _losses(log_p: Tensor, index: Tensor, label_smoothing: float) -> Tensor:
-    """(n, V) log-probabilities, (n, 1) targets -> (n, 1) losses."""
-    nll = -log_p.gather(1, index)
-    if label_smoothing == 0:
-        return nll
-    return (1 - label_smoothing) * nll - label_smoothing * log_p.mean(-1, keepdim=True)
+def chunk_rows(w: Tensor) -> int:
+    """Rows whose logits exist at once, for a weight (V, C) in the products' dtype."""
+    return max(1, CHUNK_BYTES // (w.element_size() * w.size(0)))
 
 
-def _slope_of_logits_(log_p: Tensor, index: Tensor, label_smoothing: float, weight_of_p: Tensor | None) -> Tensor:
-    """d loss / d logits = weight_of_p·softmax - smoothed target, written over log_p."""
-    p = log_p.exp_()
-    if weight_of_p is not None:
-        p *= weight_of_p
-    if label_smoothing:
-        p -= label_smoothing / p.size(-1)
-    return p.scatter_add_(1, index, p.new_full((1, 1), label_smoothing - 1).expand_as(index))
+def _losses_(logits: Tensor, index: Tensor, options: Options, share: Tensor | None, slopes: bool) -> Tensor:
+    """The (n,) losses of (n, V) logits, targets (n, 1); with `slopes`, d share·loss / d logits is written over the logits."""
+    losses = torch.empty(logits.size(0), dtype=torch.float32, device=logits.device)
+    rows = _group_rows(logits)
+    scratch = torch.empty((min(rows, logits.size(0)), logits.size(1)), dtype=torch.float32, device=logits.device)
+    for start in range(0, logits.size(0), rows):
+        part = slice(start, start + rows)
+        group, target = logits[part], index[part]
+        scores = group.float()  # (g, V)
+        p = torch.softmax(scores, -1, out=scratch[: len(group)])
+        lse = (
+            scores.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()
+        )  # exact: the largest p is 1/Σexp(score - max)
+        losses[part] = _losses(scores, lse, target, options)[:, 0]
+        if slopes:
+            group.copy_(_slopes_(p, lse, target, options, None if share is None else share[part]))
+    return losses
 
 
-def _accumulate(dw: Tensor, slope: Tensor, x: Tensor) -> None:
-    """dw (V, C) += slopeᵀ x, summed in fp32 or wider."""
-    if slope.dtype == dw.dtype:
-        dw.addmm_(slope.T, x)
+def _group_rows(logits: Tensor) -> int:
+    """Rows to go through at a time: few enough for the caches of a CPU's threads, and all of them at once on a GPU."""
+    if logits.device.type != "cpu":
+        return logits.size(0)
+    return max(1, CACHE_BYTES // (4 * logits.size(1))) * torch.get_num_threads()
+
+
+def _losses(scores: Tensor, lse: Tensor, target: Tensor, options: Options) -> Tensor:
+    """(g, V) scores, their (g, 1) lse, (g, 1) targets -> (g, 1) losses."""
+    losses = lse - scores.gather(1, target)
+    if options.label_smoothing:
+        uniform = lse - scores.mean(-1, keepdim=True)
+        losses = torch.lerp(losses, uniform, options.label_smoothing)
+    return losses + options.z_loss * lse.square()
+
+
+def _slopes_(p: Tensor, lse: Tensor, target: Tensor, options: Options, share: Tensor | None) -> Tensor:
+    """share · d loss / d logits = share · ((1 + 2·z·lse)·p - smoothed target), written over p (g, V)."""
+    if options.z_loss:
+        p *= 1 + 2 * options.z_loss * lse
+    if options.label_smoothing:
+        p -= options.label_smoothing / p.size(-1)
+    p.scatter_add_(1, target, p.new_full((1, 1), options.label_smoothing - 1).expand_as(target))
+    return p if share is None else p.mul_(share)
+
+
+def _accumulate(dw: Tensor, slopes: Tensor, x: Tensor) -> None:
+    """dw (V, C) += slopesᵀ x, summed in fp32 or wider."""
+    if slopes.dtype == dw.dtype:
+        dw.addmm_(slopes.T, x)
     else:
-        dw += slope.T @ x
+        dw += slopes.T @ x

@@ -1,0 +1,92 @@
+"""Muon: momentum whose matrices are made orthogonal, so that every direction of a weight matrix learns at one rate.
+
+torch.optim.Muon computes the same update matrix by matrix, in bf16 whatever the hardware, and reads its rate on the host.
+Here matrices of one shape go through together, in the run's own precision, and with a rate that is a tensor a whole step
+can be captured as a CUDA graph. Method: Keller Jordan, https://kellerjordan.github.io/posts/muon/.
+"""
+
+from collections.abc import Callable, Iterable
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's: singular values end between 0.7 and 1.2, small ones grow fastest
+STEPS = 5
+
+
+class Muon(Optimizer):
+    """For matrices only. `lr` may be a tensor; `dtype` is that of the matrix products that make updates orthogonal."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        *,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient. No number is read on the host.
+
+        `found_inf`, where it is set as GradScaler sets it for torch's fused optimizers, () and 1 for "leave everything as it
+        is", is obeyed on the device.
+        """
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for matrices in by_shape.values():
+                self._update(matrices, group["lr"], group["momentum"], group["weight_decay"], found_inf)
+
+    def _update(
+        self,
+        matrices: list[Tensor],
+        lr: float | Tensor,
+        momentum: float,
+        weight_decay: float,
+        found_inf: Tensor | None,
+    ) -> None:
+        gradients = [p.grad for p in matrices if p.grad is not None]
+        buffers = [self._momentum_of(p) for p in matrices]
+        if found_inf is not None:
+            # a gradient that is its buffer leaves the buffer as it is, and whatever follows is multiplied by 0
+            bad = found_inf > 0
+            gradients = [torch.where(bad, buffer, g) for g, buffer in zip(gradients, buffers, strict=True)]
+            lr = lr * (1 - found_inf)
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's
+        updates = orthogonalise(torch.stack(ahead), self.dtype)  # (k, m, n)
+        rows, columns = matrices[0].shape
+        scale = lr * sqrt(max(1.0, rows / columns))  # a tall matrix changes its output as much as a wide one
+        torch._foreach_mul_(matrices, 1 - lr * weight_decay)
+        torch._foreach_sub_(matrices, list((updates.float() * scale).unbind(0)))
+
+    def _momentum_of(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+
+def orthogonalise(matrices: Tensor, dtype: torch.dtype, steps: int = STEPS) -> Tensor:
+    """(k, m, n) -> (k, m, n) of `dtype`: nearly U Vᵀ of each matrix's U S Vᵀ, by Newton-Schulz steps in `dtype`."""
+    tall = matrices.size(1) > matrices.size(2)
+    X = matrices.mT if tall else matrices
+    X = (X / (torch.linalg.matrix_norm(X, keepdim=True) + 1e-7)).to(dtype)  # no singular value above 1
+    a, b, c = QUINTIC
+    for _ in range(steps):
+        A = X @ X.mT
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)  # bA + cA²
+        X = torch.baddbmm(X, B, X, beta=a)
+    return X.mT if tall else X

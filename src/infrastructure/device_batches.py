@@ -1,0 +1,74 @@
+"""Batches where a GPU wants them: cut from tokens that lie in its memory, or made ready on the host one step ahead."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smallgpt.infrastructure.devices import Choice
+from smallgpt.infrastructure.token_store import ShortThenFull
+
+RESIDENT_SHARE = 0.25  # of the free memory that tokens may take
+
+
+def batches_on(device: torch.device, batches: ShortThenFull) -> tuple["ShortThenFull | Resident | Prefetched", Choice]:
+    """The same batches, brought to the device in the way that keeps it busy; and why that way."""
+    if device.type == "cpu":
+        return batches, Choice("mapped", "windows are read from the file as they are needed")
+    free, _ = torch.cuda.mem_get_info(device)
+    size = batches.tokens.nbytes
+    words = f"{size / 2**20:,.0f} MiB of tokens, {free / 2**20:,.0f} MiB free"
+    if size <= RESIDENT_SHARE * free:
+        return Resident(batches, device), Choice("resident", words)
+    return Prefetched(batches, device), Choice("prefetched", words)
+
+
+class Resident:
+    """All tokens on the device, as they are on disk; windows are gathered there."""
+
+    def __init__(self, batches: ShortThenFull, device: torch.device) -> None:
+        self.batches, self.device = batches, device
+        signed = {2: np.int16, 4: np.int32}[batches.tokens.dtype.itemsize]  # torch can index these
+        whole = np.array(batches.tokens).view(signed)
+        self.tokens = torch.from_numpy(whole).to(device)
+        self.mask = 2 ** (8 * whole.dtype.itemsize) - 1
+
+    def rows(self, step: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """See application.ports.Batches; on the device, without waiting for it."""
+        starts, length = self.batches.starts(step, rows)
+        at = _to(torch.from_numpy(starts), self.device)  # (rows,)
+        places = at[:, None] + torch.arange(length + 1, device=self.device)
+        window = self.tokens[places].long() & self.mask  # (rows, T + 1)
+        return window[:, :-1].contiguous(), window[:, 1:].contiguous()
+
+
+class Prefetched:
+    """Batches read and pinned by a thread while the device does the step before."""
+
+    def __init__(self, batches: ShortThenFull, device: torch.device) -> None:
+        self.batches, self.device = batches, device
+        self.reader = ThreadPoolExecutor(1, "batches")
+        self.ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
+
+    def rows(self, step: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """See application.ports.Batches; on the device, without waiting for it. Asked for in turn, they are ready."""
+        if self.ahead is not None and self.ahead[0] == step:
+            inputs, targets = self.ahead[1].result()
+        else:
+            inputs, targets = self._read(step, rows)
+        self.ahead = step + 1, self.reader.submit(self._read, step + 1, rows)
+        return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+
+    def _read(self, step: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        inputs, targets = self.batches.rows(step, rows)
+        return _pinned(inputs, self.device), _pinned(targets, self.device)
+
+
+def _pinned(x: Tensor, device: torch.device) -> Tensor:
+    return x.pin_memory() if device.type == "cuda" else x
+
+
+def _to(x: Tensor, device: torch.device) -> Tensor:
+    return _pinned(x, device).to(device, non_blocking=True)
