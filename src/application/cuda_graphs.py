@@ -6,6 +6,7 @@ torch's generators know of capture: seeding before a replay decides its dropout 
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,9 +41,13 @@ class Graphs:
         self.device, self.give_up = device, give_up
         self.captured: dict[tuple[torch.Size, ...], Captured] = {}
         self.calls: dict[tuple[torch.Size, ...], int] = {}
-        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.pool: Any = None
         self.off = False
+
+    @cached_property
+    def stream(self) -> torch.cuda.Stream:
+        """Where captures and the calls before them run."""
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def __call__(self, compute: Compute, *inputs: Tensor) -> Tensor:
         """compute(*inputs): eager at first, replayed later. Inputs may be pinned CPU tensors."""

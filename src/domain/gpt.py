@@ -17,6 +17,7 @@ from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.dropout import dropout
 from smallgpt.domain.ops import TORCH_OPS, Ops, Reduction
 from smallgpt.domain.sampling import Sampling, next_token
+from smallgpt.domain.tying import embed_and_head
 
 
 class LayerNorm(nn.Module):
@@ -83,7 +84,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """From token ids to the normalised hidden state that the output head reads."""
+    """From embedded tokens to the normalised hidden state that the output head reads."""
 
     def __init__(self, config: GPTConfig, ops: Ops) -> None:
         super().__init__()
@@ -93,10 +94,10 @@ class Transformer(nn.Module):
         self.ln_f = LayerNorm(config, ops)
         self.dropout = config.dropout
 
-    def forward(self, idx: Tensor, cache: KVCache | None) -> Tensor:  # (B, T) -> (B, T, C)
+    def forward(self, tokens: Tensor, cache: KVCache | None) -> Tensor:  # (B, T, C) each
         start = cache.used if cache is not None else 0
-        positions = torch.arange(start, start + idx.size(1), device=idx.device)
-        residual = dropout(self.wte(idx) + self.wpe(positions), self.dropout, self.training)  # (B, T, C)
+        positions = torch.arange(start, start + tokens.size(1), device=tokens.device)
+        residual = dropout(tokens + self.wpe(positions), self.dropout, self.training)
         delta = None
         for block in self.h:
             residual, delta = block(residual, delta, cache)
@@ -143,14 +144,14 @@ class GPT(nn.Module):
         used = cache.used if cache is not None else 0
         if used + idx.size(1) > self.config.block_size:
             raise ValueError(f"{used + idx.size(1)} tokens do not fit the model's context of {self.config.block_size}")
-        x = self.transformer(idx, cache)  # (B, T, C)
+        tokens, head = embed_and_head(self.lm_head.weight, idx)  # (B, T, C), (V, C)
+        x = self.transformer(tokens, cache)  # (B, T, C)
         if cache is not None:
             cache.advance(idx.size(1))
         if targets is None:
-            logits: Tensor = self.lm_head(x)
-            return logits
+            return F.linear(x, head)
         return self.ops.linear_cross_entropy(
-            x.flatten(0, 1), self.lm_head.weight, targets.flatten(), label_smoothing, ignore_index, z_loss, reduction
+            x.flatten(0, 1), head, targets.flatten(), label_smoothing, ignore_index, z_loss, reduction
         )
 
     def loss(

@@ -1,10 +1,13 @@
 """Choices about the machine, each with its reason; machines that are not here are put in its place."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
 from smallgpt.domain.errors import HardwareError
-from smallgpt.infrastructure import devices
+from smallgpt.infrastructure import cpus, devices
 from smallgpt.infrastructure.devices import choose_compile, choose_device, choose_precision, choose_threads
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -149,3 +152,61 @@ def test_compiling_is_chosen_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = choose_compile(CUDA, "auto")
     assert choice.value == "off"
     assert "no C++ compiler" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected", "reason"), [(3, "3", "may use 3 of 8"), (8, "8", "8 cores"), (None, "8", "8 cores")]
+)
+def test_a_containers_quota_limits_the_threads(
+    monkeypatch: pytest.MonkeyPatch, quota: int | None, expected: str, reason: str
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(cpus, "usable", lambda: 8)
+    monkeypatch.setattr(cpus, "cores", lambda: 8)
+    monkeypatch.setattr(cpus, "quota", lambda: quota)
+    choice = choose_threads(None)
+    assert choice.value == expected
+    assert reason in choice.reason
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [({4: 1.0, 8: 2.0}, "4"), ({4: 2.0, 8: 1.0}, "8")])
+def test_with_two_threads_a_core_the_faster_count_is_taken(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], expected: str
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(cpus, "usable", lambda: 8)
+    monkeypatch.setattr(cpus, "cores", lambda: 4)
+    monkeypatch.setattr(cpus, "quota", lambda: None)
+    monkeypatch.setattr(devices, "_product_seconds", seconds.__getitem__)
+    choice = choose_threads(None)
+    assert choice.value == expected
+    assert "4 cores of two hardware threads" in choice.reason
+
+
+def test_processors_are_counted_from_the_kernels_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for cpu, (package, core) in enumerate([(0, 0), (0, 1), (0, 0), (0, 1), (1, 0)]):
+        topology = tmp_path / f"cpu{cpu}" / "topology"
+        topology.mkdir(parents=True)
+        (topology / "physical_package_id").write_text(f"{package}\n")
+        (topology / "core_id").write_text(f"{core}\n")
+    monkeypatch.setattr(cpus, "TOPOLOGY", tmp_path)
+    monkeypatch.setattr(cpus, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    assert (cpus.usable(), cpus.cores()) == (6, 4), "the sixth is not described, and counts as a core"
+    assert cpus.quota() is None
+    for words, expected in (("max 100000", None), ("150000 100000", 2), ("50000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(words + "\n")
+        assert cpus.quota() == expected
+
+
+def test_a_cpu_run_compiles_only_when_it_is_long_and_it_wins() -> None:
+    assert choose_compile(CPU, "auto", minutes=3).value == "off"
+    assert choose_compile(CPU, "auto", minutes=devices.PROBED_MINUTES).value == "probe"
+
+
+def test_cuda_graphs_are_for_gpus() -> None:
+    assert devices.choose_graphs(CPU, "auto").value == "off"
+    assert devices.choose_graphs(CUDA, "auto").value == "on"
+    assert devices.choose_graphs(CUDA, "off").reason == "asked for"
+    with pytest.raises(HardwareError, match=r"use --training\.cuda-graphs auto"):
+        devices.choose_graphs(CPU, "on")
