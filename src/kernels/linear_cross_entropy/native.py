@@ -62,7 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         w = weight.to(dtype)
         valid = targets != ignore_index
         at_once = reduction != "none" and any(ctx.needs_input_grad[:2])
-        dx, dw = _zeros(x, weight) if at_once else (None, None)
+        dx, dw = _empty(x, weight) if at_once else (None, None)
         ctx.options, ctx.reduction, ctx.weight_dtype = Options(label_smoothing, z_loss), reduction, weight.dtype
         losses = _walk(x, w, targets, valid, ctx.options, None, dx, dw)
         if at_once:
@@ -80,15 +80,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             dx, dw = kept
         else:
             x, w, targets = kept
-            dx, dw = _zeros(x, w)
+            dx, dw = _empty(x, w)
             _walk(x, w, targets, valid, ctx.options, share, dx, dw)
         return scaled(dx, scale, dx.dtype), scaled(dw, scale, ctx.weight_dtype), None, None, None, None, None
 
 
-def _zeros(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _empty(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Where dx (N, C) goes and dW (V, C) is summed, in fp32 or wider."""
     wide = torch.promote_types(weight.dtype, torch.float32)
-    return torch.empty_like(x), torch.zeros_like(weight, dtype=wide)
+    return torch.empty_like(x), (torch.empty_like if len(x) else torch.zeros_like)(weight, dtype=wide)
 
 
 def _walk(
@@ -116,7 +116,7 @@ def _walk(
         )
         if dx is not None and dw is not None:
             dx[part] = (logits @ w) * keep
-            _accumulate(dw, logits, x_part)
+            _accumulate(dw, logits, x_part, first=start == 0)
     return losses
 
 
@@ -170,9 +170,11 @@ def _slopes_(p: Tensor, lse: Tensor, target: Tensor, options: Options, share: Te
     return p if share is None else p.mul_(share)
 
 
-def _accumulate(dw: Tensor, slopes: Tensor, x: Tensor) -> None:
-    """dw (V, C) += slopesᵀ x, summed in fp32 or wider."""
+def _accumulate(dw: Tensor, slopes: Tensor, x: Tensor, *, first: bool) -> None:
+    """dw (V, C) += slopesᵀ x, summed in fp32 or wider; the first chunk's is written over what is there."""
     if slopes.dtype == dw.dtype:
-        dw.addmm_(slopes.T, x)
+        dw.addmm_(slopes.T, x, beta=0 if first else 1)
+    elif first:
+        dw.copy_(slopes.T @ x)
     else:
         dw += slopes.T @ x
