@@ -1,0 +1,101 @@
+"""Measuring how cost grows: training steps at sizes varied one at a time, and preparing more and more text."""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smallgpt.application.comparing_training import Sitting
+from smallgpt.application.cost_growth import Point, curve, step_bytes, step_flops
+from smallgpt.domain.config import GPTConfig, OptimizerConfig, RunConfig, TrainingConfig
+from smallgpt.infrastructure import devices
+from smallgpt.infrastructure.corpora import demo
+from smallgpt.infrastructure.corpora.local_text import DEFAULT_SEPARATOR
+from smallgpt.infrastructure.preparing import prepare_text
+from smallgpt.interfaces.fresh_process import in_fresh_process
+from smallgpt.interfaces.training_systems import sit_here
+
+HEAD_SIZE = 64
+Tell = Callable[[int, int | None, str], None]
+Sizes = Mapping[str, Sequence[int]]
+"""block_size, batch_size, n_embd, n_layer and vocab_size to their sizes, the base point's first."""
+
+
+def training_curves(sizes: Sizes, *, device: str, rounds: int, steps: int, tell: Tell) -> list[dict[str, Any]]:
+    """One row of `application.cost_growth.curve` for each size that has several values; the others stay at their first."""
+    base = {name: values[0] for name, values in sizes.items()}
+    wanted = {
+        (name, size): {**base, name: size} for name, values in sizes.items() if len(values) > 1 for size in values
+    }
+    settings = {tuple(at.values()): run_config(at, device) for at in wanted.values()}  # the base point's only once
+    seconds: dict[tuple[int, ...], list[float]] = {at: [] for at in settings}
+    memory = dict.fromkeys(settings, 0)
+    precision = ""
+    for turn in range(rounds):
+        for done, (at, config) in enumerate(settings.items()):
+            tell(turn * len(settings) + done, rounds * len(settings), "training steps at one size after another")
+            sitting = in_fresh_process(train_here, config, steps)
+            seconds[at] += sitting.seconds
+            memory[at] = max(memory[at], sitting.peak_memory_bytes - sitting.start_memory_bytes)
+            precision = sitting.precision
+    value_bytes = devices.DTYPES[precision].itemsize if precision else 0
+    points: dict[str, list[Point]] = {}
+    for (name, size), sizes_here in wanted.items():
+        at = tuple(sizes_here.values())
+        model, batch = settings[at].model, settings[at].training.batch_size
+        ideal = step_flops(model, batch), step_bytes(model, batch, value_bytes)
+        points.setdefault(name, []).append(Point(size, seconds[at], memory[at], *ideal))
+    return [curve(name, own) for name, own in points.items()]
+
+
+def train_here(config: RunConfig, steps: int) -> Sitting:
+    """Some training steps in this process, on a CPU after one of a toy, which loads the libraries that a step needs."""
+    if devices.choose_device(config.training.device).type == "cpu":
+        toy = GPTConfig(block_size=8, vocab_size=64, n_layer=1, n_head=1, n_embd=32, dropout=0.0)
+        sit_here("smallgpt", config.model_copy(update={"model": toy}), warmup=1, steps=1)
+    return sit_here("smallgpt", config, warmup=2, steps=steps)
+
+
+def run_config(at: Mapping[str, int], device: str) -> RunConfig:
+    """A run at these sizes, with heads of 64 as far as they divide the width, and no dropout."""
+    width = at["n_embd"]
+    heads = next(n for n in range(max(1, width // HEAD_SIZE), 0, -1) if width % n == 0)
+    return RunConfig(
+        model=GPTConfig(
+            block_size=at["block_size"],
+            vocab_size=at["vocab_size"],
+            n_layer=at["n_layer"],
+            n_head=heads,
+            n_embd=width,
+            dropout=0.0,
+        ),
+        training=TrainingConfig(batch_size=at["batch_size"], device=device),
+        optimizer=OptimizerConfig(learning_rate=1e-4),
+    )
+
+
+def corpus_curve(stories: Sequence[int], *, rounds: int, tell: Tell) -> dict[str, Any]:
+    """The row of preparing so many demo stories as a text file with an own BPE; sizes are bytes of text, theory is linear."""
+    points = []
+    for done, count in enumerate(stories):
+        tell(done, len(stories), "preparing one corpus after another")
+        with tempfile.TemporaryDirectory() as folder:
+            text = Path(folder, "stories.txt")
+            text.write_text(f"\n{DEFAULT_SEPARATOR}\n".join(islice(demo.stories(count), count)), encoding="utf-8")
+            measured = [in_fresh_process(prepare_here, text, Path(folder, str(turn))) for turn in range(rounds)]
+            size = text.stat().st_size
+        seconds = [each[0] for each in measured]
+        points.append(Point(size, seconds, max(each[1] for each in measured), size, size))
+    return curve("corpus_bytes", points)
+
+
+def prepare_here(text: Path, out: Path) -> tuple[float, int]:
+    """Seconds, and peak bytes above the start, of preparing a text file."""
+    cpu = torch.device("cpu")
+    before, start = devices.memory_in_use(cpu), time.perf_counter()
+    prepare_text([text], out)
+    return time.perf_counter() - start, devices.memory_in_use(cpu) - before
