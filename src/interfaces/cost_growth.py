@@ -20,6 +20,8 @@ from smallgpt.interfaces.fresh_process import in_fresh_process
 from smallgpt.interfaces.training_systems import sit_here
 
 HEAD_SIZE = 64
+PAGE = 4096
+"""The least that a process can grow by; a model of some kilobytes fits into what its libraries left free."""
 Tell = Callable[[int, int | None, str], None]
 Sizes = Mapping[str, Sequence[int]]
 """block_size, batch_size, n_embd, n_layer and vocab_size to their sizes, the base point's first."""
@@ -40,7 +42,7 @@ def training_curves(sizes: Sizes, *, device: str, rounds: int, steps: int, tell:
             tell(turn * len(settings) + done, rounds * len(settings), "training steps at one size after another")
             sitting = in_fresh_process(train_here, config, steps)
             seconds[at] += sitting.seconds
-            memory[at] = max(memory[at], sitting.peak_memory_bytes - sitting.start_memory_bytes)
+            memory[at] = max(memory[at], sitting.peak_memory_bytes - sitting.start_memory_bytes, PAGE)
             precision = sitting.precision
     value_bytes = devices.DTYPES[precision].itemsize if precision else 0
     points: dict[str, list[Point]] = {}
@@ -89,7 +91,7 @@ def corpus_curve(stories: Sequence[int], *, rounds: int, tell: Tell) -> dict[str
             measured = [in_fresh_process(prepare_here, text, Path(folder, str(turn))) for turn in range(rounds)]
             size = text.stat().st_size
         seconds = [each[0] for each in measured]
-        points.append(Point(size, seconds, max(each[1] for each in measured), size, size))
+        points.append(Point(size, seconds, max(PAGE, *(each[1] for each in measured)), size, size))
     return curve("corpus_bytes", points)
 
 
