@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from smallgpt.domain.errors import HardwareError
+from smallgpt.infrastructure import competitors
 from smallgpt.interfaces import cost_growth, fresh_process, generation_systems, training_systems
 from smallgpt.interfaces.cli import main
 
@@ -95,7 +96,7 @@ def test_a_system_that_cannot_run_is_left_out_unless_it_was_asked_for(
     def broken(system: str, *_: object) -> None:
         raise HardwareError(f"{system} has no compiler")
 
-    monkeypatch.setattr(training_systems.competitors, "train_step", broken)
+    monkeypatch.setattr(competitors, "train_step", broken)
     code, out, err = run(*TRAIN, TWICE, "--json")
     assert code == 0
     assert [row["system"] for row in json.loads(out)] == ["smallgpt-fp32", "smallgpt"]

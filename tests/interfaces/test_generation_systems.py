@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from smallgpt.domain import gpt
+from smallgpt.domain.cache import KVCache
 from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.errors import NumericsError
 from smallgpt.interfaces.generation_systems import SYSTEMS, check, random_model, system_of, verify_here
@@ -27,7 +28,7 @@ def test_all_systems_continue_with_the_same_tokens(prompts: Tensor) -> None:
 
 
 def test_a_cache_that_forgets_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Forgetful(gpt.KVCache):
+    class Forgetful(KVCache):
         def layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
             k, v, lengths = super().layer(layer)
             k[:, 0] = 0  # the first token

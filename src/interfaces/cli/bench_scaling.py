@@ -85,9 +85,13 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
             table.add_row(
                 "" if number else row["along"],
                 f"{point['size']:,}",
-                f"{1000 * point['seconds']:,.3g} ms",
+                _milliseconds(point["seconds"]),
                 f"{point['memory_bytes'] / MIB:,.0f} MiB",
                 *(("",) * 4 if number else (f"{k:.2f}" for k in exponents)),
             )
         table.add_section()
     return table
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f} ms" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"
