@@ -17,7 +17,7 @@ from smallgpt.infrastructure.corpora import demo
 from smallgpt.infrastructure.corpora.local_text import DEFAULT_SEPARATOR
 from smallgpt.infrastructure.preparing import prepare_text
 from smallgpt.interfaces.fresh_process import in_fresh_process
-from smallgpt.interfaces.training_systems import sit_here
+from smallgpt.interfaces.training_systems import draw, sit_here, step_of
 
 HEAD_SIZE = 64
 PAGE = 4096
@@ -30,35 +30,39 @@ Sizes = Mapping[str, Sequence[int]]
 def training_curves(sizes: Sizes, *, device: str, rounds: int, steps: int, tell: Tell) -> list[dict[str, Any]]:
     """One row of `application.cost_growth.curve` for each size that has several values; the others stay at their first."""
     base = {name: values[0] for name, values in sizes.items()}
-    wanted = {
-        (name, size): {**base, name: size} for name, values in sizes.items() if len(values) > 1 for size in values
-    }
-    settings = {tuple(at.values()): run_config(at, device) for at in wanted.values()}  # the base point's only once
-    seconds: dict[tuple[int, ...], list[float]] = {at: [] for at in settings}
-    memory = dict.fromkeys(settings, 0)
-    precision = ""
+    varying = {name: values for name, values in sizes.items() if len(values) > 1}
+    configs = {name: [run_config({**base, name: size}, device) for size in values] for name, values in varying.items()}
+    measured: dict[RunConfig, list[Sitting]] = {
+        config: [] for own in configs.values() for config in own
+    }  # the base once
     for turn in range(rounds):
-        for done, (at, config) in enumerate(settings.items()):
-            tell(turn * len(settings) + done, rounds * len(settings), "training steps at one size after another")
-            sitting = in_fresh_process(train_here, config, steps)
-            seconds[at] += sitting.seconds
-            memory[at] = max(memory[at], sitting.peak_memory_bytes - sitting.start_memory_bytes, PAGE)
-            precision = sitting.precision
-    value_bytes = devices.DTYPES[precision].itemsize if precision else 0
-    points: dict[str, list[Point]] = {}
-    for (name, size), sizes_here in wanted.items():
-        at = tuple(sizes_here.values())
-        model, batch = settings[at].model, settings[at].training.batch_size
-        ideal = step_flops(model, batch), step_bytes(model, batch, value_bytes)
-        points.setdefault(name, []).append(Point(size, seconds[at], memory[at], *ideal))
-    return [curve(name, own) for name, own in points.items()]
+        for done, (config, sittings) in enumerate(measured.items()):
+            tell(turn * len(measured) + done, rounds * len(measured), "training steps at one size after another")
+            sittings.append(in_fresh_process(train_here, config, steps))
+    return [
+        curve(name, [_point(size, c, measured[c]) for size, c in zip(varying[name], own, strict=True)])
+        for name, own in configs.items()
+    ]
+
+
+def _point(size: int, config: RunConfig, sittings: Sequence[Sitting]) -> Point:
+    value_bytes = devices.DTYPES[sittings[0].precision].itemsize
+    return Point(
+        size=size,
+        seconds=[seconds for sitting in sittings for seconds in sitting.seconds],
+        memory_bytes=max(PAGE, *(s.peak_memory_bytes - s.start_memory_bytes for s in sittings)),
+        ideal_work=step_flops(config.model, config.training.batch_size),
+        ideal_memory=step_bytes(config.model, config.training.batch_size, value_bytes),
+    )
 
 
 def train_here(config: RunConfig, steps: int) -> Sitting:
     """Some training steps in this process, on a CPU after one of a toy, which loads the libraries that a step needs."""
-    if devices.choose_device(config.training.device).type == "cpu":
-        toy = GPTConfig(block_size=8, vocab_size=64, n_layer=1, n_head=1, n_embd=32, dropout=0.0)
-        sit_here("smallgpt", config.model_copy(update={"model": toy}), warmup=1, steps=1)
+    device = devices.choose_device(config.training.device)
+    if device.type == "cpu":
+        shape = GPTConfig(block_size=8, vocab_size=64, n_layer=1, n_head=1, n_embd=32, dropout=0.0)
+        toy = config.model_copy(update={"model": shape})
+        step_of("smallgpt", toy, "auto", device, draw(toy, 1))(0)
     return sit_here("smallgpt", config, warmup=2, steps=steps)
 
 

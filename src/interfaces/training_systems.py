@@ -46,7 +46,7 @@ def sit_here(system: str, config: RunConfig, *, warmup: int, steps: int) -> Sitt
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start_memory = devices.memory_in_use(device)
-    run = _step_of(system, config, precision, device, _draw(config, warmup + steps))
+    run = step_of(system, config, precision, device, draw(config, warmup + steps))
 
     def step(i: int) -> None:
         run(i)
@@ -62,11 +62,12 @@ def sit_here(system: str, config: RunConfig, *, warmup: int, steps: int) -> Sitt
         start_memory_bytes=start_memory,
         peak_memory_bytes=devices.memory_in_use(device),
         precision=precision,
-        peak_flops=devices.matmul_peak(device, devices.DTYPES[precision]),  # last: its operands are nobody's memory
+        # last, because its operands are not the step's memory; long, because a busy machine gives its best now and then
+        peak_flops=devices.matmul_peak(device, devices.DTYPES[precision], seconds=1.0),
     )
 
 
-def _draw(config: RunConfig, steps: int) -> Pairs:
+def draw(config: RunConfig, steps: int) -> Pairs:
     """The same tokens for every system."""
     generator = torch.Generator().manual_seed(0)
     shape = (config.training.batch_size, config.model.block_size + 1)
@@ -74,9 +75,10 @@ def _draw(config: RunConfig, steps: int) -> Pairs:
     return [(x[:, :-1].contiguous(), x[:, 1:].contiguous()) for x in tokens]
 
 
-def _step_of(
+def step_of(
     system: str, config: RunConfig, precision: str, device: torch.device, pairs: Pairs
 ) -> Callable[[int], object]:
+    """What does optimizer step i of `system` on pairs[i], from random weights."""
     if system in competitors.TRAINERS:
         step = competitors.train_step(system, config, device, devices.DTYPES[precision])
         return lambda i: step(*pairs[i])

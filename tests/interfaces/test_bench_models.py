@@ -75,14 +75,14 @@ def test_training_is_compared_and_recorded(run: Run, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("one_process")
 def test_all_systems_train_on_the_same_tokens(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[list[int]] = []
-    draw = training_systems._draw
+    draw = training_systems.draw
 
     def spied(*arguments: Any) -> training_systems.Pairs:
         pairs = draw(*arguments)
         drawn.append([int(x) for inputs, targets in pairs for x in (*inputs.flatten(), *targets.flatten())])
         return pairs
 
-    monkeypatch.setattr(training_systems, "_draw", spied)
+    monkeypatch.setattr(training_systems, "draw", spied)
     assert run(*TRAIN, "--system", "plain", "smallgpt-fp32", ONCE)[0] == 0
     plain, ours = drawn
     assert plain == ours
@@ -198,6 +198,11 @@ def test_compiled_systems_train(run: Run) -> None:
         ("generate --new-tokens 200", 2, "16 prompt tokens and 200 new ones do not fit block-size 128"),
         ("generate --device cuda:99", 6, "device 'cuda:99' is not there"),
         ("scaling --n-embd 64 64", 2, "n-embd 64 64 has a value twice; name each once"),
+        (
+            "scaling --block-size 8 --batch-size 1 --n-embd 32 --n-layer 1 --vocab-size 64 --stories 9",
+            2,
+            "nothing varies; give a size several values, as --n-embd 64 128 256",
+        ),
         ("scaling --device cuda:99", 6, "device 'cuda:99' is not there"),
     ],
 )

@@ -66,6 +66,8 @@ def scaling(
             raise ConfigError(
                 f"{name.replace('_', '-')} {' '.join(map(str, values))} has a value twice; name each once"
             )
+    if all(len(values) == 1 for values in (*sizes.values(), stories)):
+        raise ConfigError("nothing varies; give a size several values, as --n-embd 64 128 256")
     choose_device(device)
     base = {name: values[0] for name, values in sizes.items()}
     output.begin()
