@@ -1,69 +1,10 @@
-"""Timing done so that it can be believed: warm-up first, medians with their spread, systems in turn."""
+"""What timings of one operation say: medians with their spread, beside the ceiling and the best other system."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
 from smallgpt.application.operation_costs import Direction
-
-
-@dataclass(frozen=True)
-class Sitting:
-    """One system trained for some steps in a process of its own."""
-
-    system: str
-    seconds: list[float]
-    """Per step, after warm-up."""
-    tokens_per_step: int
-    peak_memory_bytes: int
-    """Of the whole process on a CPU (libraries included), of the allocator on a GPU."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A system's sittings put together."""
-
-    system: str
-    tokens_per_second: float
-    """Median over the steps of all sittings."""
-    slowest: float
-    fastest: float
-    """Medians of the slowest and the fastest sitting."""
-    peak_memory_bytes: int
-    """Largest of the sittings."""
-    speed_ratio: float
-    """tokens_per_second ÷ that of the first system."""
-    memory_ratio: float
-    """peak_memory_bytes ÷ that of the first system."""
-
-
-def time_steps(step: Callable[[int], object], *, warmup: int, steps: int) -> list[float]:
-    """Seconds of each of `steps` calls step(i), after `warmup` calls that do not count."""
-    for i in range(warmup):
-        step(i)
-    seconds = []
-    for i in range(warmup, warmup + steps):
-        start = time.perf_counter()
-        step(i)
-        seconds.append(time.perf_counter() - start)
-    return seconds
-
-
-def compare(sittings: Iterable[Sitting]) -> list[Comparison]:
-    """One row a system, in order of appearance; ratios are against the first."""
-    by_system: dict[str, list[Sitting]] = {}
-    for sitting in sittings:
-        by_system.setdefault(sitting.system, []).append(sitting)
-    rows = []
-    base_rate = base_memory = 0.0
-    for system, own in by_system.items():
-        rates = sorted(s.tokens_per_step / median(s.seconds) for s in own)
-        rate = own[0].tokens_per_step / median([t for s in own for t in s.seconds])
-        memory = max(s.peak_memory_bytes for s in own)
-        base_rate, base_memory = base_rate or rate, base_memory or memory
-        rows.append(Comparison(system, rate, rates[0], rates[-1], memory, rate / base_rate, memory / base_memory))
-    return rows
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import os
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
@@ -131,12 +132,19 @@ def _wait(device: torch.device) -> None:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Bytes: the peak allocated on a GPU, the peak resident size of this process on a CPU."""
+    """Bytes: the peak allocated on a GPU, the peak resident size of this process on a CPU.
+
+    The latter is Linux's VmHWM; ru_maxrss, taken where that is missing, counts from the peak of the parent process.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    for line in status.read_text(encoding="ascii", errors="replace").splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def choose_compile(device: torch.device, wanted: str, minutes: float | None = None) -> Choice:

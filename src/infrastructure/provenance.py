@@ -3,7 +3,10 @@
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from smallgpt.infrastructure import hardware
 
@@ -12,13 +15,29 @@ def provenance() -> dict[str, str]:
     """command, machine, versions and commit of this process, in words."""
     found = hardware.versions()
     versions = [f"{name} {found[name]}" for name in ("python", "torch", "triton")]
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     return {
-        "command": shlex.join(command),
+        "command": command(),
         "machine": machine(),
         "versions": ", ".join(versions),
         "commit": commit(),
     }
+
+
+def record(settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures as they are kept in docs/benchmarks: rows, the settings they share, and where and when (UTC) they were made."""
+    made = {**provenance(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+    return {"provenance": made, "settings": dict(settings), "rows": list(rows)}
+
+
+def command() -> str:
+    """The words that started this process, a script of the checkout by its path there."""
+    script, *arguments = sys.argv
+    path, package = Path(script).resolve(), Path(__file__).resolve().parents[1]
+    if path == package / "__main__.py":  # python -m smallgpt
+        return shlex.join(["smallgpt", *arguments])
+    if path.suffix == ".py" and path.is_relative_to(package.parent):
+        return shlex.join(["python", str(path.relative_to(package.parent)), *arguments])
+    return shlex.join([path.name, *arguments])
 
 
 def machine() -> str:

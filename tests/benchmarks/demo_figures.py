@@ -15,6 +15,7 @@ from smallgpt.domain.errors import CheckpointError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.sampling import Sampling
 from smallgpt.infrastructure.corpora.demo import parses
+from smallgpt.infrastructure.provenance import record
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.infrastructure.tokenizers import Tokenizer
 from smallgpt.interfaces.opening import open_model
@@ -62,10 +63,9 @@ def main() -> None:
         "stories_that_parse": sum(map(parses, told)),
         "temperature": arguments.temperature,
     }
-    text = json.dumps(figures, indent=2)
     if arguments.json:
-        arguments.json.write_text(text + "\n")
-    print(text)
+        arguments.json.write_text(json.dumps(record({}, [figures]), indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
 
 
 if __name__ == "__main__":

@@ -30,19 +30,24 @@ SMALL_MODEL = {
     "--training.batch-size": "4",
 }
 SHORT_LOOKS = {"--evaluation.max-tokens": "2000", "--evaluation.sample-tokens": "8", "--training.threads": "1"}
+SMALL_BENCH = {
+    "--system": "smallgpt",
+    "--rounds": "1",
+    "--n-layer": "1",
+    "--n-head": "2",
+    "--n-embd": "32",
+    "--block-size": "16",
+    "--vocab-size": "300",
+}
 SHORTER: dict[str, dict[str, str]] = {
     "train --resume": SHORT_LOOKS,
     "train": {**SMALL_MODEL, **SHORT_LOOKS, "--training.max-minutes": "0.02"},
-    "bench train": {
-        "--system": "smallgpt",
-        "--rounds": "1",
-        "--steps": "1",
-        "--n-layer": "1",
-        "--n-head": "2",
-        "--n-embd": "32",
-        "--block-size": "16",
-        "--vocab-size": "300",
+    "bench train": {**SMALL_BENCH, "--steps": "1", "--batch-size": "2"},
+    "bench generate": {**SMALL_BENCH, "--streams": "1", "--prompt-tokens": "4", "--new-tokens": "4"},
+    "bench scaling": {
+        **{flag: size for flag, size in SMALL_BENCH.items() if flag not in ("--system", "--n-head")},
         "--batch-size": "2",
+        "--stories": "60",
     },
     "bench attention": {"--seq-lens": "16", "--rounds": "1", "--seconds": "0.01"},
     "kernels check": {"--backend": "torch"},
@@ -247,7 +252,8 @@ def test_commands_in_messages_are_commands(path: Path) -> None:
 
 
 HELPED = [[], *([name] for name in COMMANDS), ["prepare", "demo"], ["prepare", "hub"], ["prepare", "text"]]
-HELPED += [["prepare", "tinystories"], ["prepare", "bins"], ["kernels", "list"], ["bench", "train"]]
+HELPED += [["prepare", "tinystories"], ["prepare", "bins"], ["kernels", "list"]]
+HELPED += [["bench", "train"], ["bench", "generate"], ["bench", "scaling"]]
 HELPED += [["kernels", "check"], ["kernels", "compile"]]
 HELPED += [["bench", "attention"], ["bench", "layer-norm"], ["bench", "cross-entropy"]]
 

@@ -1,5 +1,6 @@
 """Where a figure comes from."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from smallgpt.infrastructure import provenance as module
-from smallgpt.infrastructure.provenance import commit, provenance
+from smallgpt.infrastructure.provenance import command, commit, provenance, record
+
+PACKAGE = Path(module.__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -55,3 +58,25 @@ def test_command_machine_and_versions_are_words(monkeypatch: pytest.MonkeyPatch)
     assert found["command"] == "smallgpt bench 'a b'"
     assert f"torch {torch.__version__}" in found["versions"]
     assert "threads" in found["machine"]
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (PACKAGE / "__main__.py", "smallgpt train demo"),
+        (PACKAGE.parent / "tests" / "benchmarks" / "x.py", "python tests/benchmarks/x.py train demo"),
+        (Path("/elsewhere/x.py"), "x.py train demo"),
+    ],
+    ids=["module", "script", "foreign"],
+)
+def test_a_command_can_be_typed_again(script: Path, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), "train", "demo"])
+    assert command() == words
+
+
+def test_a_record_has_settings_rows_and_a_date() -> None:
+    made = record({"n_layer": 2}, [{"system": "ours"}])
+    assert made["settings"] == {"n_layer": 2}
+    assert made["rows"] == [{"system": "ours"}]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", made["provenance"].pop("date"))
+    assert made["provenance"] == provenance()

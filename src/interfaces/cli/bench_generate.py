@@ -1,0 +1,102 @@
+"""`smallgpt bench generate`: tokens a second of generated text, with and without a cache, beside transformers."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from smallgpt.domain.errors import ConfigError
+from smallgpt.interfaces.cli.bench_flags import MIB, ModelSize, Output, Systems, at_least_one
+from smallgpt.interfaces.cli.bench_operations import Sizes
+from smallgpt.interfaces.cli.flags import Whole
+
+if TYPE_CHECKING:
+    from smallgpt.application.comparing_generation import GenerationRow
+
+
+def generate(
+    *,
+    system: Systems = (),
+    streams: Sizes = (1, 8),
+    prompt_tokens: Whole = 16,
+    new_tokens: Whole = 64,
+    rounds: Whole = 3,
+    size: ModelSize | None = None,
+    device: str = "auto",
+    output: Output | None = None,
+) -> None:
+    """Continue prompts greedily with each system, in fp32 with the same random weights. The defaults are the seed's size.
+
+    First each system's tokens are compared with those of one pass over the whole text: if they differ by more than a tie,
+    nothing is timed. Every sitting is a process of its own; tokens/s are of all streams together.
+
+    Try:
+      smallgpt bench generate
+      smallgpt bench generate --system smallgpt-uncached smallgpt --streams 1 32
+      smallgpt bench generate --block-size 256 --new-tokens 200 --json
+
+    Args:
+        system: transformers (with its cache), smallgpt-uncached, smallgpt; the first is the yardstick. All that run here.
+        streams: Sequences continued at once; 1 and 8.
+        prompt_tokens: Tokens of a prompt.
+        new_tokens: Tokens to add; with the prompt, at most block-size.
+        rounds: Sittings of each system and number of streams, taken in turn.
+        device: auto, cpu, cuda or cuda:N.
+    """
+    from smallgpt.application.comparing_generation import GenerationSitting, compare_generation
+    from smallgpt.interfaces.cli.progress import shown
+    from smallgpt.interfaces.comparison_plot import plot
+    from smallgpt.interfaces.generation_systems import SYSTEMS, sit, verify
+    from smallgpt.interfaces.turns import in_turn, known
+
+    size, output = size or ModelSize(), output or Output()
+    at_least_one(rounds=rounds, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    known(system, SYSTEMS)
+    if prompt_tokens + new_tokens > size.block_size:
+        raise ConfigError(
+            f"{prompt_tokens} prompt tokens and {new_tokens} new ones do not fit block-size {size.block_size}; "
+            "lower --new-tokens"
+        )
+    config = size.config(dropout=0.0)
+    output.begin()
+    verify(system or SYSTEMS, config, device, prompt_tokens=prompt_tokens, new_tokens=new_tokens)
+    output.say("the systems' tokens are the same")
+    sittings: list[GenerationSitting] = []
+    with shown(output.console) as tell:
+
+        def measure(count: int) -> None:
+            sittings.extend(
+                in_turn(
+                    system or SYSTEMS,
+                    rounds,
+                    lambda name: sit(
+                        name, config, device, prompt_tokens=prompt_tokens, new_tokens=new_tokens, streams=count
+                    ),
+                    lambda done, total, what: tell(done, total, f"{count} at once: {what}"),
+                    None if system else output.say,
+                )
+            )
+
+        for count in streams:
+            measure(count)
+    rows = compare_generation(sittings)
+    figures = [asdict(row) for row in rows]
+    settings = {**asdict(size), "prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "rounds": rounds}
+    output.end(figures, settings, lambda: _table(rows), lambda path: plot(figures, path))
+
+
+def _table(rows: Sequence["GenerationRow"]) -> Table:
+    table = Table("streams", "system", "tokens/s", "sittings", "first token", "peak memory", "speed", "memory")
+    for row in rows:
+        table.add_row(
+            str(row.streams),
+            row.system,
+            f"{row.tokens_per_second:,.0f}",
+            f"{row.slowest:,.0f}–{row.fastest:,.0f}",
+            f"{1000 * row.first_token_seconds:.3g} ms",
+            f"{row.peak_memory_bytes / MIB:,.0f} MiB",
+            f"{row.speed_ratio:.2f}x",
+            f"{row.memory_ratio:.2f}x",
+        )
+    return table
