@@ -5,7 +5,6 @@ The host never waits inside a step: a step that is not finite is skipped by the 
 is read from five numbers afterwards. So a GPU always has the next step queued, and a whole step can be one CUDA graph.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -33,8 +32,6 @@ class Stepper:
     total_steps: int
     precision: torch.dtype = torch.float32
     processes: Processes = field(default_factory=Processes)
-    forward: Callable[..., Tensor] | None = None
-    """The compiled model, where there is one."""
     graphs: Graphs | None = None
     """Where a step is to be captured as a CUDA graph."""
 
@@ -99,10 +96,9 @@ class Stepper:
         micro = settings.micro_batch or len(inputs)
         total = self.processes.sum((targets != -100).sum()).to(self.device, non_blocking=True)
         loss = torch.zeros((), device=self.device)
-        forward = self.model if self.forward is None else self.forward  # a compiled module has no truth value
         for x, y in zip(torch.split(inputs, micro), torch.split(targets, micro), strict=True):
             with self.autocast():
-                summed = forward(
+                summed = self.model(
                     x.to(self.device, non_blocking=True),
                     y.to(self.device, non_blocking=True),
                     label_smoothing=settings.label_smoothing,

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from smallgpt.application import cuda_graphs
 from smallgpt.application.comparing_training import Sitting, time_steps
+from smallgpt.application.compiling import compile_blocks
 from smallgpt.application.step import Stepper
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.gpt import GPT
@@ -42,6 +44,8 @@ def sit_here(system: str, config: RunConfig, *, warmup: int, steps: int) -> Sitt
     """`sit` in this process."""
     torch.set_num_threads(int(devices.choose_threads(config.training.threads).value))
     device = devices.choose_device(config.training.device)
+    if device.type == "cuda":
+        warmup = max(warmup, cuda_graphs.WARM_UP + 2)  # the capture is no step to time
     precision = devices.choose_precision(device, "fp32" if system in IN_FP32 else config.training.precision).value
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -92,5 +96,7 @@ def _stepper(config: RunConfig) -> Stepper:
     """The step as `smallgpt train` runs it on this machine."""
     machine = choose_machine(config)
     model = GPT(config.model, machine.kernels.ops).to(machine.device)
-    forward = torch.compile(model, dynamic=False) if machine.compiling.value == "on" else None
-    return Stepper(model, config, total_steps=1000, precision=machine.dtype, forward=forward)
+    if machine.compiling.value == "on":
+        compile_blocks(model)
+    graphs = cuda_graphs.Graphs(machine.device) if machine.graphs.value == "on" else None
+    return Stepper(model, config, total_steps=1000, precision=machine.dtype, graphs=graphs)
