@@ -197,10 +197,11 @@ def _prepare(case: Case, system: System, inputs: InputSets, direction: Direction
 def _next(system: System, inputs: InputSets) -> tuple[Operands, tuple[Tensor, ...]]:
     """The next operands, and those of them that are differentiated as the system takes them."""
     operands = inputs.next()
-    if system.split is None and system.backward:
-        return operands, operands.leaves
-    parts = operands.leaves if system.split is None else system.split(*operands.leaves)
-    return operands, tuple(part.detach().requires_grad_(system.backward) for part in parts)
+    if system.split is None:
+        return operands, operands.leaves if system.backward else tuple(x.detach() for x in operands.leaves)
+    parts = tuple(part.detach().requires_grad_(system.backward) for part in system.split(*operands.leaves))
+    inputs.evict(operands)  # and with them the parts, just made
+    return operands, parts
 
 
 def _extra_memory(case: Case, system: System, inputs: InputSets, device: torch.device) -> int | None:

@@ -69,10 +69,9 @@ def test_every_system_on_a_cpu_is_timed_in_every_direction(case: Case) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_right_systems_are_within_the_tolerance_and_not_exact(case: Case, dtype: torch.dtype) -> None:
-    without = {"sdpa-flash", "sdpa-flash-apart"} if dtype == torch.float16 else set()  # its CPU kernel has no fp16
     for system in case.systems(CPU):
         # Triton's kernels too, in its interpreter, which has no bf16
-        runs = why_not(system, CPU) is None and system.not_unless_named is None and system.name not in without
+        runs = why_not(system, CPU) is None and system.not_unless_named is None
         if runs or (INTERPRETING and dtype != torch.bfloat16 and system.name.startswith("triton")):
             error = parity(case, system, CPU, dtype)
             assert 0 < error <= TOLERANCE[dtype], system.name
