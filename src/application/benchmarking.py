@@ -119,6 +119,11 @@ class OperationRow:
     extra_memory_bytes: int | None
 
 
+def three_digits(number: float) -> str:
+    """A rate for people: 0.0123, 4.56, 2,600."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def rank(
     timings: Iterable[OperationTimes], work: Mapping[Direction, Work], bound: Bound, ceilings: Ceilings
 ) -> list[OperationRow]:

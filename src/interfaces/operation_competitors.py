@@ -123,7 +123,10 @@ def liger_loss(sum_dtype: torch.dtype | None, x: Tensor, weight: Tensor, targets
 
 
 def librarys_loss(x: Tensor, weight: Tensor, targets: Tensor, *, chunked: bool) -> Outputs:
-    """torch's own, from 2.13 on; chunked as it is by default. Raises NotImplementedError in an older torch."""
+    """torch's own, from 2.13 on; chunked as it is by default. Raises NotImplementedError in an older torch.
+
+    With bf16 operands its loss is bf16 too, where the others' is fp32: within what the comparison with float64 allows.
+    """
     try:
         from torch.nn.functional import linear_cross_entropy
         from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from smallgpt.application.benchmarking import Ceilings
+from smallgpt.application.benchmarking import Ceilings, three_digits
 from smallgpt.domain.errors import ConfigError
 
 FORMATS = (".png", ".svg", ".pdf")
-MARKERS = "osD^vP<>X*"
+MARKERS = "osD^vP<>X*h"  # eleven, so that the eleventh line differs from the first in it
 Row = dict[str, Any]
 
 
@@ -31,7 +31,7 @@ def plot(rows: Sequence[Row], sizes: Sequence[str], ceilings: Ceilings, title: s
     along, others = (varying or [*sizes])[0], varying[1:]
     directions = list(dict.fromkeys(row["direction"] for row in rows))
     labels = list(dict.fromkeys(_label(row, others) for row in rows))
-    styles = {label: _style(number, label, labels) for number, label in enumerate(labels)}
+    styles = _styles(labels)
     columns = max(2, len(directions))
     figure = Figure(figsize=(4.4 * columns + 2.6, 8.0), layout="constrained")
     grid = figure.add_gridspec(2, 2 * columns)
@@ -58,16 +58,20 @@ def _label(row: Row, others: Sequence[str]) -> str:
     return ", ".join([row["system"], *(f"{name.replace('_', ' ')} {row[name]:,}" for name in others)])
 
 
-def _style(number: int, label: str, labels: Sequence[str]) -> dict[str, Any]:
+def _styles(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A colour and marker each; "-apart" has those of the system that it is a form of, and is dashed."""
-    whole = label.replace("-apart", "")
-    number = labels.index(whole) if whole in labels else number
-    dashed = whole != label
+    whole = {label: label.replace("-apart", "") for label in labels}
+    number = {name: i for i, name in enumerate(dict.fromkeys(whole.values()))}
+    return {label: _style(number[whole[label]], dashed=label != whole[label]) for label in labels}
+
+
+def _style(number: int, *, dashed: bool) -> dict[str, Any]:
+    colour = f"C{number % 10}"
     return {
-        "color": f"C{number % 10}",
+        "color": colour,
         "marker": MARKERS[number % len(MARKERS)],
         "markersize": 5,
-        "markerfacecolor": "white" if dashed else f"C{number % 10}",
+        "markerfacecolor": "white" if dashed else colour,
         "linestyle": "--" if dashed else "-",
     }
 
@@ -102,7 +106,7 @@ def _memory(panel: Any, rows: Sequence[Row], along: str, others: Sequence[str], 
     if len(found) < len(rows):  # zero has no logarithm
         panel.set_yscale("symlog", linthresh=min(found, default=1.0))
         _round_numbers(panel.yaxis)
-    panel.set(ylabel="MiB", title="peak memory above operands and gradients, forward and backward")
+    panel.set(ylabel="MiB", title="extra memory at the peak, forward and backward")
 
 
 def _roofline(
@@ -117,15 +121,17 @@ def _roofline(
     for label, own in points.items():
         panel.plot(*zip(*sorted(own), strict=True), **styles[label] | {"linewidth": 0.8})
     found = [x for own in points.values() for x, _ in own]
-    left, right = min(*found, ridge) / 2, max(*found, ridge) * 2
+    left, right = min(*found, ridge / 3) / 2, max(*found, 3 * ridge) * 2
     roof = [(x, min(ceilings.flops, x * ceilings.bytes) / 1e12) for x in (left, ridge, right)]
     panel.plot(*zip(*roof, strict=True), color="black", linewidth=1.2, linestyle=":")
     panel.set(xscale="log", yscale="log", xlabel="arithmetic intensity, FLOP / byte", ylabel="TFLOP/s")
     panel.set(title=f"roofline, {rows[0]['direction']}")
     panel.set_ylim(top=1.8 * ceilings.flops / 1e12)
     above: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9}
-    panel.annotate(f"product {ceilings.flops / 1e12:,.3g} TFLOP/s", roof[2], xytext=(0, 5), ha="right", **above)
-    panel.annotate(f"copy {ceilings.bytes / 1e9:,.3g} GB/s", roof[0], xytext=(12, -3), va="top", **above)
+    panel.annotate(
+        f"product {three_digits(ceilings.flops / 1e12)} TFLOP/s", roof[2], xytext=(0, 5), ha="right", **above
+    )
+    panel.annotate(f"copy {three_digits(ceilings.bytes / 1e9)} GB/s", roof[1], xytext=(-16, -4), ha="right", **above)
     _round_numbers(panel.xaxis)
     _round_numbers(panel.yaxis)
     panel.grid(alpha=0.3)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from smallgpt.application import benchmarking
-from smallgpt.application.benchmarking import Ceilings, OperationTimes, Sitting, compare, rank, time_steps
+from smallgpt.application.benchmarking import Ceilings, OperationTimes, Sitting, compare, rank, three_digits, time_steps
 from smallgpt.application.operation_costs import Direction, Work
 
 
@@ -76,3 +76,10 @@ def test_what_memory_bounds_is_told_in_bytes_and_measured_against_the_copy() -> 
     assert row.rate_unit == "GB/s"
     assert row.ceiling_fraction == pytest.approx(0.5)
     assert row.arithmetic_intensity == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(0.012345, "0.0123"), (99.94, "99.9"), (100.2, "100"), (2604.0, "2,604")]
+)
+def test_rates_are_written_out(number: float, words: str) -> None:
+    assert three_digits(number) == words

@@ -185,6 +185,7 @@ def cross_entropy(
 def _run(cases_on: "Callable[[torch.device], Sequence[Case]]", along: Sequence[str], timing: Timing) -> None:
     import torch
 
+    from smallgpt.application.benchmarking import three_digits
     from smallgpt.infrastructure import devices
     from smallgpt.infrastructure.provenance import provenance
     from smallgpt.interfaces.cli.progress import shown
@@ -217,8 +218,10 @@ def _run(cases_on: "Callable[[torch.device], Sequence[Case]]", along: Sequence[s
         systems=timing.system,
     )
     ceilings = measure_ceilings(device, settings.dtype)
-    say(f"{'ceilings':10} {ceilings.flops / 1e12:,.3g} TFLOP/s, a large {precision.value} matrix product on {device}")
-    say(f"{'':10} {ceilings.bytes / 1e9:,.3g} GB/s, a large copy on {device}, read and written")
+    say(
+        f"{'ceilings':10} {three_digits(ceilings.flops / 1e12)} TFLOP/s, a large {precision.value} matrix product on {device}"
+    )
+    say(f"{'':10} {three_digits(ceilings.bytes / 1e9)} GB/s, a large copy on {device}, read and written")
     with shown(console) as tell:
         rows = bench(cases, settings, ceilings, say, tell)
     if timing.plot is not None:

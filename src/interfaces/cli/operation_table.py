@@ -31,13 +31,15 @@ def _empty(title: str, unit: str) -> Table:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
+    from smallgpt.application.benchmarking import three_digits
+
     ratio, extra = row["ratio_to_best"], row["extra_memory_bytes"]
     return [
         row["direction"],
         row["system"],
         f"{row['milliseconds']:.4g}",
         f"{row['fastest']:.4g}–{row['slowest']:.4g}",
-        f"{row['rate']:,.3g}",
+        three_digits(row["rate"]),
         f"{row['ceiling_fraction']:.1%}",
         "" if ratio is None else f"{ratio:.2f}x",
         "" if extra is None else f"{extra / 2**20:,.1f} MiB",
