@@ -6,7 +6,8 @@
 A ratio is another implementation's median ÷ ours, both of one run: milliseconds differ between machines and days, ratios
 much less. It is worse when it is below the baseline by more than TOLERANCE and SIGMAS standard errors of the two ratios
 together; and, because a busy machine can hold up one test and not the next, only if a second timing of its group says so
-too. Another processor may rightly give other ratios: there the table is shown and nothing is judged.
+too. Where the noise alone would let a ratio fall by NOISY, the pair is told as noisy: only a large fall would be seen.
+Another processor may rightly give other ratios: there the table is shown and nothing is judged.
 """
 
 import argparse
@@ -27,6 +28,7 @@ SUITE = "tests/benchmarks/test_operations.py"
 OURS = "torch"
 TOLERANCE = 0.15
 SIGMAS = 3
+NOISY = 0.5
 
 Benchmark = dict[str, Any]
 """One entry of pytest-benchmark's JSON."""
@@ -46,11 +48,11 @@ class Verdict:
     """A pair now and in the baseline."""
 
     pair: str
-    word: Literal["ok", "worse", "new", "not timed"]
+    word: Literal["ok", "noisy", "worse", "new", "not timed"]
     now: Ratio | None
     before: Ratio | None
-    allowed: float
-    """How far the ratio may fall, relative to now."""
+    least: float | None
+    """What the ratio may fall to."""
 
 
 def pairs(benchmarks: Iterable[Benchmark]) -> dict[str, Ratio]:
@@ -76,13 +78,19 @@ def judge(now: Mapping[str, Ratio], baseline: Mapping[str, Ratio]) -> list[Verdi
     found = []
     for pair in dict.fromkeys([*baseline, *now]):
         own, before = now.get(pair), baseline.get(pair)
-        allowed = TOLERANCE + SIGMAS * hypot(*(ratio.error for ratio in (own, before) if ratio))
         if own is None or before is None:
-            found.append(Verdict(pair, "not timed" if own is None else "new", own, before, allowed))
+            found.append(Verdict(pair, "not timed" if own is None else "new", own, before, None))
         else:
-            worse = own.ratio * (1 + allowed) < before.ratio
-            found.append(Verdict(pair, "worse" if worse else "ok", own, before, allowed))
+            found.append(_beside(pair, own, before))
     return found
+
+
+def _beside(pair: str, own: Ratio, before: Ratio) -> Verdict:
+    noise = SIGMAS * hypot(own.error, before.error)
+    least = before.ratio / (1 + TOLERANCE + noise)
+    if own.ratio < least:
+        return Verdict(pair, "worse", own, before, least)
+    return Verdict(pair, "noisy" if noise > NOISY else "ok", own, before, least)
 
 
 def suspects(verdicts: Iterable[Verdict], benchmarks: Iterable[Benchmark]) -> list[str]:
@@ -98,10 +106,11 @@ def better_of(first: Mapping[str, Ratio], second: Mapping[str, Ratio]) -> dict[s
 
 def table(verdicts: Iterable[Verdict]) -> str:
     """A line a pair."""
-    lines = [f"{'':9} {'now':>7} {'baseline':>8} {'may fall':>8}  others' time ÷ ours"]
+    lines = [f"{'':9} {'now':>8} {'baseline':>8} {'at least':>8}  others' time ÷ ours"]
     for each in verdicts:
-        now, before = (f"{ratio.ratio:.2f}x" if ratio else "" for ratio in (each.now, each.before))
-        lines.append(f"{each.word:9} {now:>7} {before:>8} {each.allowed:>8.0%}  {each.pair}")
+        numbers = each.now and each.now.ratio, each.before and each.before.ratio, each.least
+        cells = " ".join(f"{'' if number is None else f'{number:.2f}x':>8}" for number in numbers)
+        lines.append(f"{each.word:9} {cells}  {each.pair}")
     return "\n".join(lines)
 
 

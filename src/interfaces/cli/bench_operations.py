@@ -1,4 +1,4 @@
-"""`smallgpt bench attention`, `layer-norm` and `cross-entropy`: every backend of an operation beside torch's own forms."""
+"""`smallgpt bench attention`, `layer-norm` and `cross-entropy`: every backend of an operation beside others' forms."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
