@@ -36,6 +36,13 @@ def test_there_is_one_set_of_what_no_cache_holds_and_a_bounded_number_of_what_is
     assert len(InputSets(lambda: Operands((torch.randn(1),)), CPU).sets) == MOST_SETS
 
 
+def test_a_gpu_has_one_set_because_graphs_are_captured_with_theirs() -> None:
+    inputs = InputSets(kilobyte, torch.device("cuda"))
+    assert inputs.next() is inputs.next() is inputs.sets[0]
+    inputs.evict(inputs.sets[0])
+    assert inputs.words == "1 input set; the L2 cache is overwritten before every repeat"
+
+
 def test_a_machine_that_tells_no_cache_has_a_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operation_inputs, "last_level_cache", lambda: None)
     assert InputSets(kilobyte, CPU).cache_bytes == 32 * 2**20
