@@ -37,9 +37,8 @@ lint: $(READY)  ## style, types and the rules of who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## operations beside torch's own, then a training step beside transformers'
-	$(BIN)/pytest tests/benchmarks -m benchmark --benchmark-only -p no:xdist
-	$(BIN)/smallgpt bench train
+bench: $(READY)  ## operations beside torch's own, two minutes; fails if one is slower beside them than in the baseline
+	$(BIN)/python -m tests.benchmarks.ratios
 
 gpu-check:  ## the kernels on this machine's GPU: parity, times, training (needs torch, triton, pytest; no .venv)
 	PYTHONPATH=typings $(PYTHON) -m tests.gpu_check

@@ -80,6 +80,16 @@ def is_writable(folder: Path) -> bool:
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
+def last_level_cache(caches: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int | None:
+    """Bytes of the largest cache that the first core has."""
+    found = [0]
+    for folder in caches.glob("index*"):
+        words = "".join(_lines(str(folder / "size"))).strip()  # "32768K"
+        if words.endswith("K") and words[:-1].isdigit():
+            found.append(1024 * int(words[:-1]))
+    return max(found) or None
+
+
 def _gpus() -> list[GPU]:
     if not torch.cuda.is_available():
         return []

@@ -7,19 +7,23 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from smallgpt.application.benchmarking import OperationRow, OperationTimes, rank
+from smallgpt.application.benchmarking import Ceilings, OperationRow, OperationTimes, rank
 from smallgpt.application.operation_costs import Direction
 from smallgpt.domain.errors import ConfigError, HardwareError
+from smallgpt.infrastructure.allocations import peak_bytes
 from smallgpt.infrastructure.devices import matmul_peak
-from smallgpt.interfaces.operation_systems import Case, Operands, Outputs, System, why_not
+from smallgpt.interfaces.operation_competitors import Outputs
+from smallgpt.interfaces.operation_inputs import InputSets, Operands
+from smallgpt.interfaces.operation_systems import Case, System, why_not
 from smallgpt.kernels.proof import TOLERANCE, distance, first_line
 from smallgpt.kernels.select import LOSS_BACKENDS
 from smallgpt.kernels.timing import Prepare, Samples, copy_bandwidth, measure
 
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward", "both")
 Say = Callable[[str], None]
-"""Told what is worth keeping on the screen: ceilings, and systems that are left out."""
+"""Told what is worth keeping on the screen: input sets, and systems that are left out."""
 Tell = Callable[[int, int | None, str], None]
 """Told how far it is: done, of how many, what."""
 
@@ -37,26 +41,35 @@ class Settings:
     systems: Sequence[str] = ()
     """Names to time; empty for all that run here."""
 
+    def unfit(self, system: System) -> str | None:
+        """The reason why a system is not timed at any shape, or None."""
+        reason = why_not(system, self.device) or (None if system.name in self.systems else system.not_unless_named)
+        if reason is None and not system.backward and set(self.directions) != {"forward"}:
+            return f"it has no backward pass on {self.device}; use --direction forward"
+        return reason
 
-def bench(cases: Sequence[Case], settings: Settings, say: Say, tell: Tell) -> list[dict[str, Any]]:
-    """One row for each case, direction and system: the fields of the case and of OperationRow, and dtype.
+
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Of a large matrix product in dtype, and of a large copy."""
+    return Ceilings(flops=matmul_peak(device, dtype), bytes=copy_bandwidth(device))
+
+
+def bench(cases: Sequence[Case], settings: Settings, ceilings: Ceilings, say: Say, tell: Tell) -> list[dict[str, Any]]:
+    """One row for each case, direction and system: the fields of the case and of OperationRow, dtype and input_sets.
 
     Raises HardwareError, before anything of a case is timed, if a backend of ours is wrong on the device, or if a system
     that was asked for by name does not run; ConfigError for an unknown name.
     """
-    for case in cases:
-        known = [system.name for system in case.systems(settings.device)]
-        for name in settings.systems:
-            if name not in known:
-                raise ConfigError(f"unknown system {name!r}; use {', '.join(known)}")
-    ceilings: dict[str, float] = {}
-    rows: list[dict[str, Any]] = []
-    for case in cases:
-        if case.ceiling not in ceilings:
-            ceilings[case.ceiling] = _ceiling(case.ceiling, settings, say)
-        found = _bench(case, settings, ceilings[case.ceiling], say, tell)
-        rows += [_flat(case, settings.dtype, row) for row in found]
-    return rows
+    systems = {system.name: system for case in cases for system in case.systems(settings.device)}
+    for name in settings.systems:
+        if name not in systems:
+            raise ConfigError(f"unknown system {name!r}; use {', '.join(systems)}")
+        if reason := settings.unfit(systems[name]):
+            raise HardwareError(f"{cases[0].operation}: {name} cannot be timed: {reason}")
+    for name, system in systems.items():
+        if not settings.systems and (reason := settings.unfit(system)):
+            say(f"{name} is left out: {reason}")
+    return [row for case in cases for row in _bench(case, settings, ceilings, say, tell)]
 
 
 def parity(case: Case, system: System, device: torch.device, dtype: torch.dtype) -> float:
@@ -66,7 +79,7 @@ def parity(case: Case, system: System, device: torch.device, dtype: torch.dtype)
     formula, cpu = _named("reference", small, torch.device("cpu")), torch.device("cpu")
     exact = _results(formula, operands.placed(cpu, torch.float64))
     found = _results(_named(system.name, small, device), operands.placed(device, dtype))
-    return max(distance(a, b) for a, b in zip(found, exact, strict=True))
+    return max(distance(a, b) for a, b in zip(found, exact[: len(found)], strict=True))
 
 
 def _named(name: str, case: Case, device: torch.device) -> System:
@@ -75,52 +88,58 @@ def _named(name: str, case: Case, device: torch.device) -> System:
 
 def _results(system: System, operands: Operands) -> Outputs:
     """Outputs and gradients, the latter for the case's own operands also where the system takes them apart."""
-    leaves = operands.leaves
+    leaves = operands.leaves if system.backward else tuple(x.detach() for x in operands.leaves)
     outputs = system.call(*(leaves if system.split is None else system.split(*leaves)), *operands.fixed)
+    if not system.backward:
+        return outputs
     return *outputs, *torch.autograd.grad(outputs, leaves, operands.upstream)
 
 
-def _bench(case: Case, settings: Settings, ceiling: float, say: Say, tell: Tell) -> list[OperationRow]:
+def _bench(case: Case, settings: Settings, ceilings: Ceilings, say: Say, tell: Tell) -> Iterator[dict[str, Any]]:
     torch.compiler.reset()  # compiled forms are specialised to a shape, and only so many shapes are kept
     generator = torch.Generator(settings.device).manual_seed(0)
-    operands = case.operands(generator).placed(settings.device, settings.dtype)
-    systems = list(_runnable(case, operands, settings, say, tell))
+    inputs = InputSets(lambda: case.operands(generator).placed(settings.device, settings.dtype), settings.device)
+    say(f"{words(case)}: {inputs.words}")
+    systems = list(_runnable(case, inputs, settings, say, tell))
     turns = [(turn, system) for turn in range(settings.rounds) for system in systems]
     rounds: dict[str, list[dict[Direction, Samples]]] = {system.name: [] for system in systems}
     for done, (_, system) in enumerate(turns):
         tell(done, len(turns), words(case))
-        rounds[system.name].append(_round(case, system, operands, settings))
-    memory = {system.name: _extra_memory(case, system, operands, settings.device) for system in systems}
+        rounds[system.name].append(_round(case, system, inputs, settings))
+    memory = {system.name: _extra_memory(case, system, inputs, settings.device) for system in systems}
     timings = []
     for direction in settings.directions:
         for name, own in rounds.items():
             samples = [each[direction] for each in own]
             repeats = [each.milliseconds for each in samples]
             timings.append(OperationTimes(name, direction, repeats, samples[0].how, memory[name]))
-    ideal = {way: 1e3 * case.work(way, settings.dtype) / ceiling for way in settings.directions}
-    return rank(timings, ideal)
+    work = {way: case.work(way, settings.dtype) for way in settings.directions}
+    for row in rank(timings, work, case.bound, ceilings):
+        yield _flat(case, settings.dtype, row) | {"input_sets": len(inputs.sets)}
 
 
-def _round(case: Case, system: System, operands: Operands, settings: Settings) -> dict[Direction, Samples]:
-    directions: Sequence[Direction] = settings.directions if case.backward_alone else ("forward", "both")
+def _round(case: Case, system: System, inputs: InputSets, settings: Settings) -> dict[Direction, Samples]:
+    directions = settings.directions
+    if "backward" in directions and not case.backward_alone:
+        directions = ("forward", "both")
     timed: dict[Direction, Samples] = {}
     for direction in directions:
         if settings.device.type == "cuda":
             torch.cuda.empty_cache()  # what the graph before held
-        timed[direction] = measure(_prepare(case, system, operands, direction), settings.device, settings.seconds)
-    if not case.backward_alone:
+        timed[direction] = measure(_prepare(case, system, inputs, direction), settings.device, settings.seconds)
+    if "backward" in settings.directions and not case.backward_alone:
         loss_alone, training = median(timed["forward"].milliseconds), timed["both"]
         rest = [max(milliseconds - loss_alone, 1e-6) for milliseconds in training.milliseconds]
         timed["backward"] = Samples(rest, training.how)
     return timed
 
 
-def _runnable(case: Case, operands: Operands, settings: Settings, say: Say, tell: Tell) -> Iterator[System]:
-    everything = list(case.systems(settings.device))
+def _runnable(case: Case, inputs: InputSets, settings: Settings, say: Say, tell: Tell) -> Iterator[System]:
+    everything = [system for system in case.systems(settings.device) if settings.unfit(system) is None]
     wanted = [system for system in everything if system.name in settings.systems or not settings.systems]
     for done, system in enumerate(wanted):
         tell(done, len(wanted), f"{words(case)}: comparing with the formula")
-        fault = why_not(system, settings.device) or _fault(case, operands, system, settings)
+        fault = _fault(case, inputs, system, settings)
         if fault is None:
             yield system
         elif settings.systems:
@@ -129,14 +148,14 @@ def _runnable(case: Case, operands: Operands, settings: Settings, say: Say, tell
             say(f"{words(case)}: {system.name} is left out: {fault}")
 
 
-def _fault(case: Case, operands: Operands, system: System, settings: Settings) -> str | None:
+def _fault(case: Case, inputs: InputSets, system: System, settings: Settings) -> str | None:
     """Why the system cannot be timed, or None. Raises HardwareError for a backend of ours that gives wrong results."""
     allowed = TOLERANCE[settings.dtype]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a refused SDPA backend gives its reasons as warnings
             error = parity(case, system, settings.device, settings.dtype)
-            _prepare(case, system, operands, "both")()()  # does it fit at the whole shape?
+            _prepare(case, system, inputs, "both" if system.backward else "forward")()()  # does the whole shape fit?
     except Exception as failure:  # Triton's, torch's and the driver's have no common base
         return f"it failed to run: {first_line(failure)}"
     if error <= allowed:
@@ -150,51 +169,49 @@ def _fault(case: Case, operands: Operands, system: System, settings: Settings) -
     return wrong
 
 
-def _prepare(case: Case, system: System, operands: Operands, direction: Direction) -> Prepare:
-    """The forward pass is that of training; but where gradients may be made in it, one without any."""
-    leaves = operands.leaves
-    if system.split is not None:
-        leaves = tuple(part.detach().requires_grad_() for part in system.split(*leaves))
+def _prepare(case: Case, system: System, inputs: InputSets, direction: Direction) -> Prepare:
+    """The forward pass is that of training; but where gradients may be made in it, or never are, one without any."""
 
-    def forward() -> Outputs:
-        return system.call(*leaves, *operands.fixed)
+    def forward() -> Callable[[], Outputs]:
+        operands, leaves = _next(system, inputs)
 
-    def forward_alone() -> Outputs:
-        with torch.set_grad_enabled(case.backward_alone):
-            return forward()
+        def run() -> Outputs:
+            with torch.set_grad_enabled(case.backward_alone and system.backward):
+                return system.call(*leaves, *operands.fixed)
 
-    def both() -> Outputs:
-        return torch.autograd.grad(forward(), leaves, operands.upstream)
+        return run
+
+    def both() -> Callable[[], Outputs]:
+        operands, leaves = _next(system, inputs)
+        return lambda: torch.autograd.grad(system.call(*leaves, *operands.fixed), leaves, operands.upstream)
 
     def backward() -> Callable[[], Outputs]:
-        outputs = forward()
+        operands, leaves = _next(system, inputs)
+        outputs = system.call(*leaves, *operands.fixed)
+        inputs.evict(operands)
         return lambda: torch.autograd.grad(outputs, leaves, operands.upstream)
 
-    return {"forward": lambda: forward_alone, "both": lambda: both, "backward": backward}[direction]
+    return {"forward": forward, "both": both, "backward": backward}[direction]
 
 
-def _extra_memory(case: Case, system: System, operands: Operands, device: torch.device) -> int | None:
-    """Peak bytes of a forward and backward pass above the operands and their gradients; None on a CPU."""
-    if device.type != "cuda":
+def _next(system: System, inputs: InputSets) -> tuple[Operands, tuple[Tensor, ...]]:
+    """The next operands, and those of them that are differentiated as the system takes them."""
+    operands = inputs.next()
+    if system.split is None:
+        return operands, operands.leaves if system.backward else tuple(x.detach() for x in operands.leaves)
+    parts = tuple(part.detach().requires_grad_(system.backward) for part in system.split(*operands.leaves))
+    inputs.evict(operands)  # and with them the parts, just made
+    return operands, parts
+
+
+def _extra_memory(case: Case, system: System, inputs: InputSets, device: torch.device) -> int | None:
+    """Peak bytes of a forward and backward pass above the operands and their gradients; None where there is no backward."""
+    if not system.backward:
         return None
-    run = _prepare(case, system, operands, "both")()
-    run()  # libraries take their workspaces at the first call
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    run()
-    peak = torch.cuda.max_memory_allocated(device)
-    return peak - before - sum(x.numel() * x.element_size() for x in operands.leaves)
-
-
-def _ceiling(kind: str, settings: Settings, say: Say) -> float:
-    if kind == "bytes":
-        bandwidth = copy_bandwidth(settings.device)
-        say(f"ceiling    {bandwidth / 1e9:,.1f} GB/s, a large copy on {settings.device}")
-        return bandwidth
-    peak = matmul_peak(settings.device, settings.dtype)
-    say(f"ceiling    {peak / 1e12:,.3g} TFLOP/s, a large matrix product on {settings.device}")
-    return peak
+    prepare = _prepare(case, system, inputs, "both")
+    prepare()()  # libraries take their workspaces at the first call
+    gradients = sum(x.numel() * x.element_size() for x in inputs.sets[0].leaves)
+    return max(0, peak_bytes(prepare(), device) - gradients)
 
 
 def _flat(case: Case, dtype: torch.dtype, row: OperationRow) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `smallgpt bench attention`, `layer-norm` and `cross-entropy` put side by side: our backends, and torch's own forms."""
+"""What `smallgpt bench attention`, `layer-norm` and `cross-entropy` put side by side: our backends, and others' forms."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -7,29 +7,26 @@ from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from smallgpt.application.operation_costs import (
+    Bound,
     Direction,
+    Work,
+    attention_bytes,
     attention_flops,
     layer_norm_bytes,
+    layer_norm_flops,
+    linear_cross_entropy_bytes,
     linear_cross_entropy_flops,
 )
 from smallgpt.domain import ops as plain
+from smallgpt.interfaces import operation_competitors as others
+from smallgpt.interfaces.operation_competitors import IGNORED, Operation, Outputs
+from smallgpt.interfaces.operation_inputs import Operands
 from smallgpt.kernels.language import INSTALLED, INTERPRETING
 from smallgpt.kernels.select import BACKENDS, LOSS_BACKENDS
 
-Outputs = tuple[Tensor, ...]
-Operation = Callable[..., Any]
-SDPA_BACKENDS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "math": SDPBackend.MATH,
-}
 EPS = 1e-5
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -41,23 +38,10 @@ class System:
     """The case's operands, and what goes with them undifferentiated -> outputs."""
     split: Callable[[Tensor], Outputs] | None = None
     """Where the system takes the packed projection apart: then it is timed on the parts, and given gradients for them."""
-
-
-@dataclass(frozen=True)
-class Operands:
-    """What an operation is called with, and the gradients of its outputs."""
-
-    leaves: Outputs
-    fixed: Outputs = ()
-    """Not differentiated."""
-    upstream: Outputs | None = None
-    """None for a scalar loss."""
-
-    def placed(self, device: torch.device, dtype: torch.dtype) -> "Operands":
-        """On a device, in dtype what is not an index; rounded to bf16 first, so that all dtypes get the same numbers."""
-        leaves = tuple(x.bfloat16().to(device, dtype).requires_grad_() for x in self.leaves)
-        upstream = None if self.upstream is None else tuple(x.bfloat16().to(device, dtype) for x in self.upstream)
-        return Operands(leaves, tuple(x.to(device) for x in self.fixed), upstream)
+    backward: bool = True
+    """Whether it has a backward pass on the device."""
+    not_unless_named: str | None = None
+    """Why it is timed only when it is asked for by name."""
 
 
 class Case(Protocol):
@@ -65,13 +49,13 @@ class Case(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     operation: ClassVar[str]
-    ceiling: ClassVar[str]
-    """What bounds it: "flops" or "bytes"."""
+    bound: ClassVar[Bound]
+    """What it is limited by, and so what its speed is told in."""
     backward_alone: ClassVar[bool]
     """Whether every system makes its gradients in the backward pass; else some make them in the forward one."""
 
-    def work(self, direction: Direction, dtype: torch.dtype) -> float:
-        """The least FLOPs or bytes."""
+    def work(self, direction: Direction, dtype: torch.dtype) -> Work:
+        """The least FLOPs and bytes."""
 
     def small(self) -> Self:
         """The same kernels at little work, for the comparison with float64; no dropout."""
@@ -80,7 +64,7 @@ class Case(Protocol):
         """Normal numbers in fp32, on the generator's device."""
 
     def systems(self, device: torch.device) -> Iterator[System]:
-        """Ours first, then torch's."""
+        """Ours first, then others'."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +72,7 @@ class Attention:
     """Causal attention on the packed projection (B, T, 3, H, D)."""
 
     operation: ClassVar[str] = "attention"
-    ceiling: ClassVar[str] = "flops"
+    bound: ClassVar[Bound] = "flops"
     backward_alone: ClassVar[bool] = True
     batch_size: int
     seq_len: int
@@ -96,9 +80,10 @@ class Attention:
     head_size: int
     dropout: float = 0.0
 
-    def work(self, direction: Direction, dtype: torch.dtype) -> float:
+    def work(self, direction: Direction, dtype: torch.dtype) -> Work:
         """See Case."""
-        return attention_flops(self.batch_size, self.seq_len, self.n_head, self.head_size, direction)
+        shape = self.batch_size, self.seq_len, self.n_head, self.head_size
+        return Work(attention_flops(*shape, direction), attention_bytes(*shape, dtype.itemsize, direction))
 
     def small(self) -> Self:
         """See Case. The length stays: it decides which kernel runs."""
@@ -110,15 +95,17 @@ class Attention:
         return Operands((_normal(generator, B, T, 3, H, D),), upstream=(_normal(generator, B, T, H, D),))
 
     def systems(self, device: torch.device) -> Iterator[System]:
-        """See Case. "-apart" is SDPA spared the packed projection and its packed gradient."""
+        """See Case. "-apart" is a system spared the packed projection and its packed gradient."""
         for name, operation in _distinct({name: ops.causal_attention for name, ops in BACKENDS.items()}):
             yield System(name, partial(_attend, operation, self.dropout))
-        if device.type == "cpu":
-            yield System("sdpa", partial(_attend, plain.causal_attention, self.dropout))
-            return
-        for name, backend in SDPA_BACKENDS.items():
-            yield System(f"sdpa-{name}", partial(_attend, partial(_forced, backend), self.dropout))
-            yield System(f"sdpa-{name}-apart", partial(_attend_apart, backend, self.dropout), _apart)
+        on_cpu = device.type == "cpu"
+        for name in others.ON_CPU if on_cpu else others.SDPA_BACKENDS:
+            backend = others.SDPA_BACKENDS[name]
+            yield System(f"sdpa-{name}", partial(_attend, partial(others.forced, backend), self.dropout))
+            yield System(f"sdpa-{name}-apart", partial(others.attend_apart, backend, self.dropout), others.apart)
+        flex = partial(System, backward=not on_cpu, not_unless_named=others.COMPILING_ON_CPU if on_cpu else None)
+        yield flex("flex", partial(_attend, others.flex, self.dropout))
+        yield flex("flex-apart", partial(others.flex_apart, self.dropout), others.apart)
 
 
 @dataclass(frozen=True)
@@ -126,15 +113,16 @@ class LayerNorm:
     """Layer norm of (rows, width), or with `add` the residual addition and layer norm."""
 
     operation: ClassVar[str] = "layer_norm"
-    ceiling: ClassVar[str] = "bytes"
+    bound: ClassVar[Bound] = "bytes"
     backward_alone: ClassVar[bool] = True
     rows: int
     width: int
     add: bool = False
 
-    def work(self, direction: Direction, dtype: torch.dtype) -> float:
+    def work(self, direction: Direction, dtype: torch.dtype) -> Work:
         """See Case."""
-        return layer_norm_bytes(self.rows, self.width, dtype.itemsize, direction, add=self.add)
+        flops = layer_norm_flops(self.rows, self.width, direction, add=self.add)
+        return Work(flops, layer_norm_bytes(self.rows, self.width, dtype.itemsize, direction, add=self.add))
 
     def small(self) -> Self:
         """See Case."""
@@ -152,9 +140,8 @@ class LayerNorm:
         name_of = "add_layer_norm" if self.add else "layer_norm"
         for name, operation in _distinct({name: getattr(ops, name_of) for name, ops in BACKENDS.items()}):
             yield System(name, partial(_normalise, operation))
-        if device.type == "cuda":
-            compiled = torch.compile(getattr(plain, name_of), dynamic=False)
-            yield System("torch-compiled", partial(_normalise, compiled))
+        yield _compiled("torch-compiled", partial(_normalise, others.compiled(getattr(plain, name_of))), device)
+        yield System("liger", partial(_normalise, getattr(others, f"liger_{name_of}")))
 
 
 @dataclass(frozen=True)
@@ -162,15 +149,17 @@ class CrossEntropy:
     """The output head and its loss: x (rows, width), weight (vocabulary, width)."""
 
     operation: ClassVar[str] = "linear_cross_entropy"
-    ceiling: ClassVar[str] = "flops"
+    bound: ClassVar[Bound] = "flops"
     backward_alone: ClassVar[bool] = False
     rows: int
     vocab_size: int
     width: int
 
-    def work(self, direction: Direction, dtype: torch.dtype) -> float:
+    def work(self, direction: Direction, dtype: torch.dtype) -> Work:
         """See Case."""
-        return linear_cross_entropy_flops(self.rows, self.width, self.vocab_size, direction)
+        shape = self.rows, self.width, self.vocab_size
+        flops = linear_cross_entropy_flops(*shape, direction)
+        return Work(flops, linear_cross_entropy_bytes(*shape, dtype.itemsize, direction))
 
     def small(self) -> Self:
         """See Case."""
@@ -188,15 +177,17 @@ class CrossEntropy:
         for name, operation in _distinct({name: ops.linear_cross_entropy for name, ops in LOSS_BACKENDS.items()}):
             yield System(name, partial(_lose, operation))
         yield System("full-logits", partial(_lose, plain.linear_cross_entropy))
-        if device.type == "cuda":
-            compiled = torch.compile(plain.linear_cross_entropy, dynamic=False)
-            yield System("full-logits-compiled", partial(_lose, compiled))
-        yield System("F.linear_cross_entropy", partial(_librarys_loss, chunked=False))
-        yield System("F.linear_cross_entropy-chunked", partial(_librarys_loss, chunked=True))
+        yield _compiled("full-logits-compiled", partial(_lose, others.compiled(plain.linear_cross_entropy)), device)
+        yield System("F.linear_cross_entropy", partial(others.librarys_loss, chunked=False))
+        yield System("F.linear_cross_entropy-chunked", partial(others.librarys_loss, chunked=True))
+        yield System("liger", partial(others.liger_loss, None))
+        yield System("liger-fp32-sums", partial(others.liger_loss, torch.float32))
 
 
 def why_not(system: System, device: torch.device) -> str | None:
     """The reason why a system is not timed on the device whatever its results, or None."""
+    if system.name.startswith("liger"):
+        return others.no_liger(device)
     if not system.name.startswith("triton") or device.type == "cuda":
         return None
     if not INSTALLED:
@@ -204,6 +195,10 @@ def why_not(system: System, device: torch.device) -> str | None:
     if INTERPRETING:
         return "TRITON_INTERPRET=1 runs it in Triton's interpreter, whose times mean nothing; it needs a GPU"
     return "it needs a GPU"
+
+
+def _compiled(name: str, call: Callable[..., Outputs], device: torch.device) -> System:
+    return System(name, call, not_unless_named=others.COMPILING_ON_CPU if device.type == "cpu" else None)
 
 
 def _distinct(operations: dict[str, Operation]) -> Iterator[tuple[str, Operation]]:
@@ -223,21 +218,6 @@ def _attend(operation: Operation, dropout: float, qkv: Tensor) -> Outputs:
     return (operation(qkv, dropout),)
 
 
-def _forced(backend: SDPBackend, qkv: Tensor, dropout: float) -> Tensor:
-    with sdpa_kernel(backend):
-        return plain.causal_attention(qkv, dropout)
-
-
-def _apart(qkv: Tensor) -> Outputs:
-    """q, k and v, each (B, H, T, D) and contiguous."""
-    return qkv.permute(2, 0, 3, 1, 4).contiguous().unbind(0)
-
-
-def _attend_apart(backend: SDPBackend, dropout: float, q: Tensor, k: Tensor, v: Tensor) -> Outputs:
-    with sdpa_kernel(backend):
-        return (F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).transpose(1, 2),)
-
-
 def _normalise(operation: Operation, *operands: Tensor) -> Outputs:
     found = operation(*operands, EPS)
     return (found,) if isinstance(found, Tensor) else found
@@ -245,14 +225,3 @@ def _normalise(operation: Operation, *operands: Tensor) -> Outputs:
 
 def _lose(operation: Operation, x: Tensor, weight: Tensor, targets: Tensor) -> Outputs:
     return (operation(x, weight, targets, 0.0, IGNORED),)
-
-
-def _librarys_loss(x: Tensor, weight: Tensor, targets: Tensor, *, chunked: bool) -> Outputs:
-    """torch's own, from 2.13 on; chunked as it is by default. Raises NotImplementedError in an older torch."""
-    try:
-        from torch.nn.functional import linear_cross_entropy
-        from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
-    except ImportError:
-        raise NotImplementedError(f"torch {torch.__version__} has none") from None
-    options = LinearCrossEntropyOptions() if chunked else None
-    return (linear_cross_entropy(x, weight, targets, ignore_index=IGNORED, options=options),)

@@ -41,11 +41,15 @@ def measure(prepare: Prepare, device: torch.device, seconds: float = 0.1) -> Sam
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second of a large copy, read and write counted: the ceiling of what only moves memory."""
-    source = torch.empty(2**28 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device).zero_()
+    """Bytes per second of a large copy, read and write counted: the ceiling of what only moves memory.
+
+    Of random bits: zeros could be compressed, or shared pages.
+    """
+    size = 2**28 if device.type == "cuda" else 2**26
+    source = torch.empty(size // 8, dtype=torch.int64, device=device).random_()
     target = torch.empty_like(source)
     samples = measure(lambda: lambda: target.copy_(source), device, seconds=0.2)
-    return 2 * source.numel() / (min(samples.milliseconds) * 1e-3)
+    return 2 * size / (min(samples.milliseconds) * 1e-3)
 
 
 def _clocked(prepare: Prepare) -> float:

@@ -1,4 +1,7 @@
-"""Operations beside torch's own, forward and backward, at the sizes of the CPU presets and the seed. `make bench`."""
+"""Operations beside torch's own, forward and backward, at the sizes of the CPU presets and the seed.
+
+`make bench` compares their ratios with a baseline: ratios.py.
+"""
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ def test_attention(benchmark: BenchmarkFixture, batch: int, block: int, dropout:
     ops = TORCH_OPS if implementation == "torch's SDPA" else BACKENDS[implementation]
     qkv = torch.randn(batch, block, 3, 4, 64, dtype=torch.bfloat16, requires_grad=True)
     upstream = torch.randn(batch, block, 4, 64, dtype=torch.bfloat16)
+    benchmark.extra_info["implementation"] = implementation
     benchmark.group = f"attention {batch} x {block} x 4 heads x 64, bf16, dropout {dropout}"
     benchmark(lambda: torch.autograd.backward(ops.causal_attention(qkv, dropout), upstream))
 
@@ -28,6 +32,7 @@ def test_linear_cross_entropy(benchmark: BenchmarkFixture, vocabulary: int, impl
     x = torch.randn(2048, 256, requires_grad=True)
     weight = (0.02 * torch.randn(vocabulary, 256)).requires_grad_()
     targets = torch.randint(vocabulary, (2048,))
+    benchmark.extra_info["implementation"] = implementation
     benchmark.group = f"linear cross-entropy 2048 x 256 x {vocabulary}, bf16 products"
 
     def step() -> None:

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
+from smallgpt.application.benchmarking import Ceilings
 from smallgpt.domain.errors import SmallGPTError
-from smallgpt.infrastructure.devices import matmul_peak
-from smallgpt.interfaces.operation_benchmarks import Settings, bench
+from smallgpt.interfaces.operation_benchmarks import Settings, bench, measure_ceilings
 from smallgpt.interfaces.operation_systems import Attention, Case, CrossEntropy, LayerNorm
-from smallgpt.kernels.timing import copy_bandwidth
 from tests.gpu_check import targets
 
 WIDTHS = (256, 768, 2048, 4096, 8192)
@@ -39,13 +38,14 @@ def run(cases: Sequence[Case], device: torch.device | None = None) -> dict[str, 
     half = (
         torch.float16 if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) else torch.bfloat16
     )
-    ceilings = _ceilings(device, half)
+    limits = measure_ceilings(device, half)
+    ceilings = _ceilings(device, limits)
     print("ceilings  ", ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in ceilings.items()))
     notes: list[str] = []
     rows: list[dict[str, Any]] = []
     try:
         for case in cases:
-            rows += bench([case], Settings(device, half, seconds=0.05), notes.append, lambda *_: None)
+            rows += bench([case], Settings(device, half, seconds=0.05), limits, notes.append, lambda *_: None)
     except SmallGPTError as error:
         notes.append(str(error))
         passed = False
@@ -57,9 +57,9 @@ def run(cases: Sequence[Case], device: torch.device | None = None) -> dict[str, 
     return {"passed": passed, "ceilings": ceilings, "rows": rows, "targets": judged, "notes": notes}
 
 
-def _ceilings(device: torch.device, half: torch.dtype) -> dict[str, float]:
+def _ceilings(device: torch.device, limits: Ceilings) -> dict[str, float]:
     """Measured: a large copy (bytes/s) and a large product (FLOP/s); and the data sheet's bandwidth, where torch knows it."""
-    found = {"copy_bytes_per_second": copy_bandwidth(device), "matmul_flops": matmul_peak(device, half)}
+    found = {"copy_bytes_per_second": limits.bytes, "matmul_flops": limits.flops}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         clock, width = getattr(properties, "memory_clock_rate", 0), getattr(properties, "memory_bus_width", 0)

@@ -1,6 +1,7 @@
 """`smallgpt bench attention | layer-norm | cross-entropy`, from the words typed to tables, JSON and a picture."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,7 +44,10 @@ def test_json_is_a_list_of_systems_directions_and_shapes(run: Run, command: str)
     assert {row["direction"] for row in rows} == {"forward", "backward", "both"}
     assert {"reference", "torch"} <= {row["system"] for row in rows}
     fields = {"system", "direction", "dtype", "milliseconds", "fastest", "slowest", "ceiling_fraction", "ratio_to_best"}
-    assert all(set(row) == fields | {"how", "extra_memory_bytes"} | SHAPES[command] for row in rows)
+    fields |= {"rate", "rate_unit", "arithmetic_intensity", "how", "extra_memory_bytes", "input_sets"}
+    assert all(set(row) == fields | SHAPES[command] for row in rows)
+    assert {row["rate_unit"] for row in rows} == {"GB/s" if command == "layer-norm" else "TFLOP/s"}
+    assert {row["input_sets"] for row in rows} == {100}
     assert len({json.dumps([row[name] for name in sorted(SHAPES[command])]) for row in rows}) == 2
     assert [line.split()[0] for line in err.splitlines()[:6]] == [
         "command",
@@ -51,8 +55,10 @@ def test_json_is_a_list_of_systems_directions_and_shapes(run: Run, command: str)
         "versions",
         "commit",
         "device",
-        "ceiling",
+        "ceilings",
     ]
+    assert re.search(r"^ceilings +[\d.]+ TFLOP/s, .*\n +[\d.]+ GB/s, a large copy", err, re.MULTILINE)
+    assert err.count(": 100 input sets in turn, ") == 2
 
 
 @pytest.mark.parametrize("command", TINY)
@@ -61,8 +67,8 @@ def test_tables_have_a_row_a_system_and_the_picture_is_written(run: Run, tmp_pat
     words = ["--direction", "forward", "both", "--system", "torch", "reference", "--plot", str(picture)]
     code, out, _ = run("bench", command, *TINY[command], *QUICK, *words)
     assert code == 0
-    assert out.count("│ forward ") == out.count("│ both ") == 2 * 2  # shapes, systems
-    assert out.count("best other ÷ this") == 2
+    assert out.count("\n forward ") == out.count("\n both ") == 2 * 2  # shapes, systems
+    assert out.count("best other ÷ this") == out.count("GB/s") + out.count("TFLOP/s") == 2
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,7 +1,7 @@
-"""`smallgpt bench attention`, `layer-norm` and `cross-entropy`: every backend of an operation beside torch's own forms."""
+"""`smallgpt bench attention`, `layer-norm` and `cross-entropy`: every backend of an operation beside others' forms."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from json import dumps
 from pathlib import Path
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import CoercionError, Parameter, Token
 from rich.console import Console
-from rich.table import Table
 
 from smallgpt.domain.errors import ConfigError
 from smallgpt.interfaces.cli.flags import Json, Switch, Whole, whole_number
+from smallgpt.interfaces.cli.operation_table import tables
 
 if TYPE_CHECKING:
     import torch
@@ -52,13 +52,13 @@ class Timing:
     direction: Annotated[tuple[Way, ...], Several] = ("forward", "backward", "both")
     """Which of the three, all by default."""
     system: Annotated[tuple[str, ...], Several] = ()
-    """Time these only; an error if one of them does not run here."""
+    """Time these only; an error if one of them does not run here. Compiled ones on a CPU must be named."""
     rounds: Whole = 3
     """Every system is timed once a round, in turn."""
     seconds: float = 0.1
     """Of repeats in a round, for each system and direction."""
     plot: Path | None = None
-    """Write a picture: FILE.png, .svg or .pdf."""
+    """Write a picture of speed, memory and the roofline: FILE.png, .svg or .pdf."""
     json: Json = False
     """Print a JSON list instead of tables."""
 
@@ -84,11 +84,12 @@ def attention(
     dropout: float = 0.0,
     timing: Timing | None = None,
 ) -> None:
-    """Time causal attention, every backend beside torch's SDPA: forward, backward and both, over sequence lengths.
+    """Time causal attention, every backend beside others': forward, backward and both, over sequence lengths.
 
-    Each system is compared with the formula in float64 first; if one of ours is wrong, nothing is timed. On a GPU, SDPA is
-    forced to each of its backends, once on the packed projection that the model has and once ("-apart") on q, k and v
-    apart.
+    Each system is compared with the formula in float64 first; if one of ours is wrong, nothing is timed. The others are
+    torch's SDPA, forced to each of its backends, and FlexAttention, each once on the packed projection that the model has
+    and once ("-apart") on q, k and v apart. The ceilings are a large matrix product and a large copy, measured in the same
+    run; extra memory is the peak above operands and gradients.
 
     Try:
       smallgpt bench attention
@@ -123,10 +124,10 @@ def layer_norm(
     add: Switch = False,
     timing: Timing | None = None,
 ) -> None:
-    """Time layer norm, every backend beside torch's: forward, backward and both, over widths.
+    """Time layer norm, every backend beside torch's and Liger's: forward, backward and both, over widths.
 
     Each system is compared with the formula in float64 first; if one of ours is wrong, nothing is timed. The ceiling is the
-    bandwidth of a large copy, measured in the same run.
+    bandwidth of a large copy, measured in the same run; extra memory is the peak above operands and gradients.
 
     Try:
       smallgpt bench layer-norm
@@ -155,11 +156,11 @@ def cross_entropy(
     n_embd: Sizes = (256,),
     timing: Timing | None = None,
 ) -> None:
-    """Time the output head with its loss, every backend beside full logits and torch's linear_cross_entropy; and its memory.
+    """Time the output head with its loss beside full logits, torch's and Liger's own forms; and its memory.
 
     Each system is compared with the formula in float64 first; if one of ours is wrong, nothing is timed. `forward` is the
     loss alone, as in an evaluation, and `backward` is what `both` takes beyond it: some systems make their gradients
-    during the forward pass of training. Extra memory, on a GPU, is the peak above operands and gradients.
+    during the forward pass of training. Extra memory is the peak above operands and gradients.
 
     Try:
       smallgpt bench cross-entropy
@@ -184,10 +185,11 @@ def cross_entropy(
 def _run(cases_on: "Callable[[torch.device], Sequence[Case]]", along: Sequence[str], timing: Timing) -> None:
     import torch
 
+    from smallgpt.application.benchmarking import three_digits
     from smallgpt.infrastructure import devices
     from smallgpt.infrastructure.provenance import provenance
     from smallgpt.interfaces.cli.progress import shown
-    from smallgpt.interfaces.operation_benchmarks import Settings, bench
+    from smallgpt.interfaces.operation_benchmarks import Settings, bench, measure_ceilings
     from smallgpt.interfaces.operation_plot import plot, writable
 
     _at_least_one(rounds=timing.rounds)
@@ -202,9 +204,11 @@ def _run(cases_on: "Callable[[torch.device], Sequence[Case]]", along: Sequence[s
     def say(words: str) -> None:
         console.print(words, highlight=False, markup=False, soft_wrap=True)
 
-    for what, words in provenance().items():
+    origin = provenance()
+    for what, words in origin.items():
         say(f"{what:10} {words}")
     say(f"{'device':10} {device}; threads {threads.value} ({threads.reason}); {precision.value} ({precision.reason})")
+    cases = cases_on(device)
     settings = Settings(
         device=device,
         dtype=devices.DTYPES[precision.value],
@@ -213,45 +217,34 @@ def _run(cases_on: "Callable[[torch.device], Sequence[Case]]", along: Sequence[s
         seconds=timing.seconds,
         systems=timing.system,
     )
+    ceilings = measure_ceilings(device, settings.dtype)
+    say(
+        f"{'ceilings':10} {three_digits(ceilings.flops / 1e12)} TFLOP/s, a large {precision.value} matrix product on {device}"
+    )
+    say(f"{'':10} {three_digits(ceilings.bytes / 1e9)} GB/s, a large copy on {device}, read and written")
     with shown(console) as tell:
-        rows = bench(cases_on(device), settings, say, tell)
+        rows = bench(cases, settings, ceilings, say, tell)
     if timing.plot is not None:
-        plot(rows, along, f"{device}, {precision.value}", timing.plot)
+        shape = ", ".join(f"{name} {value}" for name, value in _fixed(cases).items())
+        where = f"{precision.value} on {device}, torch threads {threads.value}; {origin['machine']}"
+        title = f"{cases[0].operation}: {shape}; {where}".replace("_", " ")
+        plot(rows, along, ceilings, title, timing.plot)
         say(f"{'plot':10} {timing.plot}")
     if timing.json:
         print(dumps(rows, indent=2))
         return
     out = Console() if Console().is_terminal else Console(width=120)  # a file or pipe has room for whole names
-    for table in _tables(rows):
+    for table in tables(rows):
         out.print(table)
+
+
+def _fixed(cases: "Sequence[Case]") -> dict[str, Any]:
+    """The part of the shape that all cases have in common."""
+    first, *others = (asdict(case) for case in cases)
+    return {name: value for name, value in first.items() if all(other[name] == value for other in others)}
 
 
 def _at_least_one(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ConfigError(f"{name.replace('_', '-')} {number} is less than 1")
-
-
-def _tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
-    """One a shape."""
-    from smallgpt.application.benchmarking import OperationRow
-
-    measured = {*OperationRow.__dataclass_fields__, "dtype"}
-    tables: dict[str, Table] = {}
-    for row in rows:
-        title = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row.items() if name not in measured)
-        ratio, extra = row["ratio_to_best"], row["extra_memory_bytes"]
-        if title not in tables:
-            columns = ["direction", "system", "ms", "rounds", "of ceiling", "best other ÷ this"]
-            columns += [] if extra is None else ["extra memory"]
-            tables[title] = Table(*columns, title=title, title_justify="left")
-        tables[title].add_row(
-            row["direction"],
-            row["system"],
-            f"{row['milliseconds']:.4g}",
-            f"{row['fastest']:.4g}–{row['slowest']:.4g}",
-            f"{row['ceiling_fraction']:.1%}",
-            "" if ratio is None else f"{ratio:.2f}x",
-            *([] if extra is None else [f"{extra / 2**20:,.0f} MiB"]),
-        )
-    return list(tables.values())
