@@ -1,4 +1,4 @@
-"""Flags that the `smallgpt bench` commands of whole models share, and what they print around their figures."""
+"""Flags that the `smallgpt bench` commands share, and what they print around their figures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -6,16 +6,33 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import CoercionError, Parameter, Token
 from rich.console import Console
 
 from smallgpt.domain.errors import ConfigError
-from smallgpt.interfaces.cli.flags import Json, Whole
+from smallgpt.interfaces.cli.flags import Json, Whole, whole_number
 
 if TYPE_CHECKING:
     from smallgpt.domain.config import GPTConfig
 
+
+def sizes(kind: type[Any], tokens: Sequence[Token]) -> tuple[int, ...]:
+    """Several whole numbers of at least 1."""
+    return tuple(_size(token) for token in tokens)
+
+
+def _size(token: Token) -> int:
+    try:
+        number = whole_number(int, [token])
+    except ValueError as error:  # the library tells the flag only where it has a single value
+        raise CoercionError(msg=f"Invalid value for {token.keyword}: {error}") from None
+    if number < 1:
+        raise CoercionError(msg=f"Invalid value for {token.keyword}: {number} is less than 1")
+    return number
+
+
 Several = Parameter(consume_multiple=True, negative="", show_default=False)
+Sizes = Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="", converter=sizes, show_default=False)]
 Systems = Annotated[tuple[str, ...], Several]
 MIB = 2**20
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from smallgpt.domain.errors import ConfigError
-from smallgpt.interfaces.cli.bench_flags import MIB, ModelSize, Output, Systems, at_least_one
-from smallgpt.interfaces.cli.bench_operations import Sizes
+from smallgpt.interfaces.cli.bench_flags import MIB, ModelSize, Output, Sizes, Systems, at_least_one
 from smallgpt.interfaces.cli.flags import Whole
 
 if TYPE_CHECKING:

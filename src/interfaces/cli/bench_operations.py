@@ -3,15 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import CoercionError, Parameter, Token
-from rich.console import Console
+from cyclopts import Parameter
+from rich.console import Group
 
 from smallgpt.domain.errors import ConfigError
-from smallgpt.interfaces.cli.flags import Json, Switch, Whole, whole_number
+from smallgpt.interfaces.cli.bench_flags import Output, Several, Sizes, at_least_one
+from smallgpt.interfaces.cli.flags import Switch, Whole
 from smallgpt.interfaces.cli.operation_table import tables
 
 if TYPE_CHECKING:
@@ -20,23 +20,6 @@ if TYPE_CHECKING:
     from smallgpt.interfaces.operation_systems import Case
 
 
-def sizes(kind: type[Any], tokens: Sequence[Token]) -> tuple[int, ...]:
-    """Several whole numbers of at least 1."""
-    return tuple(_size(token) for token in tokens)
-
-
-def _size(token: Token) -> int:
-    try:
-        number = whole_number(int, [token])
-    except ValueError as error:  # the library tells the flag only where it has a single value
-        raise CoercionError(msg=f"Invalid value for {token.keyword}: {error}") from None
-    if number < 1:
-        raise CoercionError(msg=f"Invalid value for {token.keyword}: {number} is less than 1")
-    return number
-
-
-Several = Parameter(consume_multiple=True, negative="", show_default=False)
-Sizes = Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="", converter=sizes, show_default=False)]
 Way = Literal["forward", "backward", "both"]
 
 
@@ -57,10 +40,6 @@ class Timing:
     """Every system is timed once a round, in turn."""
     seconds: float = 0.1
     """Of repeats in a round, for each system and direction."""
-    plot: Path | None = None
-    """Write a picture of speed, memory and the roofline: FILE.png, .svg or .pdf."""
-    json: Json = False
-    """Print a JSON list instead of tables."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +62,7 @@ def attention(
     head_size: Whole = 64,
     dropout: float = 0.0,
     timing: Timing | None = None,
+    output: Output | None = None,
 ) -> None:
     """Time causal attention, every backend beside others': forward, backward and both, over sequence lengths.
 
@@ -105,7 +85,7 @@ def attention(
     """
     from smallgpt.interfaces.operation_systems import Attention
 
-    _at_least_one(n_head=n_head, head_size=head_size)
+    at_least_one(n_head=n_head, head_size=head_size)
     if not 0 <= dropout < 1:
         raise ConfigError(f"dropout {dropout} is not in [0, 1); use 0 for none")
 
@@ -114,7 +94,7 @@ def attention(
         lengths = Defaults((64, 128, 256), (128, 512, 1024, 2048)).unless(seq_lens, device)
         return [Attention(B, T, n_head, head_size, dropout) for B, T in product(batches, lengths)]
 
-    _run(cases, ("seq_len", "batch_size"), timing or Timing())
+    _run(cases, ("seq_len", "batch_size"), timing or Timing(), output or Output())
 
 
 def layer_norm(
@@ -123,6 +103,7 @@ def layer_norm(
     rows: Sizes = (),
     add: Switch = False,
     timing: Timing | None = None,
+    output: Output | None = None,
 ) -> None:
     """Time layer norm, every backend beside torch's and Liger's: forward, backward and both, over widths.
 
@@ -146,7 +127,7 @@ def layer_norm(
         across = Defaults((256, 768), (256, 768, 2048, 4096, 8192)).unless(widths, device)
         return [LayerNorm(M, C, add) for M, C in product(counts, across)]
 
-    _run(cases, ("width", "rows"), timing or Timing())
+    _run(cases, ("width", "rows"), timing or Timing(), output or Output())
 
 
 def cross_entropy(
@@ -155,6 +136,7 @@ def cross_entropy(
     vocab_size: Sizes = (),
     n_embd: Sizes = (256,),
     timing: Timing | None = None,
+    output: Output | None = None,
 ) -> None:
     """Time the output head with its loss beside full logits, torch's and Liger's own forms; and its memory.
 
@@ -179,34 +161,28 @@ def cross_entropy(
         vocabularies = Defaults((2048, 8192), (50304,)).unless(vocab_size, device)
         return [CrossEntropy(N, V, C) for N, V, C in product(counts, vocabularies, n_embd)]
 
-    _run(cases, ("rows", "vocab_size", "width"), timing or Timing())
+    _run(cases, ("rows", "vocab_size", "width"), timing or Timing(), output or Output())
 
 
-def _run(cases_on: "Callable[[torch.device], Sequence[Case]]", along: Sequence[str], timing: Timing) -> None:
+def _run(
+    cases_on: "Callable[[torch.device], Sequence[Case]]", along: Sequence[str], timing: Timing, output: Output
+) -> None:
     import torch
 
     from smallgpt.application.benchmarking import three_digits
     from smallgpt.infrastructure import devices
-    from smallgpt.infrastructure.provenance import provenance
+    from smallgpt.infrastructure.provenance import machine
     from smallgpt.interfaces.cli.progress import shown
     from smallgpt.interfaces.operation_benchmarks import Settings, bench, measure_ceilings
-    from smallgpt.interfaces.operation_plot import plot, writable
+    from smallgpt.interfaces.operation_plot import plot
 
-    _at_least_one(rounds=timing.rounds)
-    if timing.plot is not None:
-        writable(timing.plot)
+    at_least_one(rounds=timing.rounds)
+    output.begin()
     device = devices.choose_device(timing.device)
     precision = devices.choose_precision(device, timing.dtype)
     threads = devices.choose_threads(None)
     torch.set_num_threads(int(threads.value))
-    console = Console(stderr=True)
-
-    def say(words: str) -> None:
-        console.print(words, highlight=False, markup=False, soft_wrap=True)
-
-    origin = provenance()
-    for what, words in origin.items():
-        say(f"{what:10} {words}")
+    say = output.say
     say(f"{'device':10} {device}; threads {threads.value} ({threads.reason}); {precision.value} ({precision.reason})")
     cases = cases_on(device)
     settings = Settings(
@@ -222,29 +198,19 @@ def _run(cases_on: "Callable[[torch.device], Sequence[Case]]", along: Sequence[s
         f"{'ceilings':10} {three_digits(ceilings.flops / 1e12)} TFLOP/s, a large {precision.value} matrix product on {device}"
     )
     say(f"{'':10} {three_digits(ceilings.bytes / 1e9)} GB/s, a large copy on {device}, read and written")
-    with shown(console) as tell:
+    with shown(output.console) as tell:
         rows = bench(cases, settings, ceilings, say, tell)
-    if timing.plot is not None:
+
+    def draw(path: Path) -> None:
         shape = ", ".join(f"{name} {value}" for name, value in _fixed(cases).items())
-        where = f"{precision.value} on {device}, torch threads {threads.value}; {origin['machine']}"
-        title = f"{cases[0].operation}: {shape}; {where}".replace("_", " ")
-        plot(rows, along, ceilings, title, timing.plot)
-        say(f"{'plot':10} {timing.plot}")
-    if timing.json:
-        print(dumps(rows, indent=2))
-        return
-    out = Console() if Console().is_terminal else Console(width=120)  # a file or pipe has room for whole names
-    for table in tables(rows):
-        out.print(table)
+        where = f"{precision.value} on {device}, torch threads {threads.value}; {machine()}"
+        plot(rows, along, ceilings, f"{cases[0].operation}: {shape}; {where}".replace("_", " "), path)
+
+    shared = {"operation": cases[0].operation, "ceiling_flops": ceilings.flops, "ceiling_bytes": ceilings.bytes}
+    output.end(rows, shared, lambda: Group(*tables(rows)), draw)
 
 
 def _fixed(cases: "Sequence[Case]") -> dict[str, Any]:
     """The part of the shape that all cases have in common."""
     first, *others = (asdict(case) for case in cases)
     return {name: value for name, value in first.items() if all(other[name] == value for other in others)}
-
-
-def _at_least_one(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ConfigError(f"{name.replace('_', '-')} {number} is less than 1")

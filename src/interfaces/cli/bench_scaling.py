@@ -6,8 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from smallgpt.domain.errors import ConfigError
-from smallgpt.interfaces.cli.bench_flags import MIB, Output, at_least_one
-from smallgpt.interfaces.cli.bench_operations import Sizes
+from smallgpt.interfaces.cli.bench_flags import MIB, Output, Sizes, at_least_one
 from smallgpt.interfaces.cli.flags import Whole
 
 
