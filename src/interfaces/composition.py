@@ -10,7 +10,7 @@ import torch
 from smallgpt.application.ports import Tracker
 from smallgpt.application.step import Stepper
 from smallgpt.application.training import Look, Loop, Outcome, plan_steps
-from smallgpt.domain.config import DEFAULT_STEPS, RunConfig, steps_of
+from smallgpt.domain.config import DEFAULT_STEPS, INITIAL_STD, RunConfig, steps_of
 from smallgpt.domain.errors import DataError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.initialisation import sinusoidal_positions
@@ -135,7 +135,7 @@ def _model(config: RunConfig, machine: Machine, saved: TrainingState | None) -> 
     """A new model as the run's settings start it, or the saved one."""
     torch.manual_seed(config.training.seed)
     model = GPT(config.model, machine.kernels.ops)
-    model.transformer.wte.weight.data.mul_(config.training.embedding_std / 0.02)
+    model.transformer.wte.weight.data.mul_(config.training.embedding_std / INITIAL_STD)
     if config.training.positions == "sinusoidal":
         table = sinusoidal_positions(config.model.block_size, config.model.n_embd)
         model.transformer.wpe.weight.data.copy_(table)
