@@ -191,15 +191,13 @@ class Loop:
         return Outcome(self.step, reason, seconds, final)
 
 
-def plan_steps(
-    make_stepper: Callable[[int], Stepper], batches: Batches, look: Look, max_minutes: float, started: float
-) -> tuple[int, str]:
+def plan_steps(stepper: Stepper, batches: Batches, look: Look, max_minutes: float, started: float) -> tuple[int, str]:
     """How many steps fit into max_minutes, counted from `started` (perf_counter): (steps, how that was found).
 
-    Some steps, one evaluation and one sample are timed; then weights are put back, so that the run itself starts afresh.
+    Some steps, one evaluation and one sample are timed; then weights are put back, so that the run itself starts afresh
+    with a stepper of its own.
     """
     budget = 60 * max_minutes
-    stepper = make_stepper(1000)
     weights = {name: tensor.clone() for name, tensor in stepper.model.state_dict().items()}
     stepper(0, batches)  # the first step allocates and compiles
     times: list[float] = []

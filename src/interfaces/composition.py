@@ -17,10 +17,11 @@ from smallgpt.domain.initialisation import sinusoidal_positions
 from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure import checkpoints, devices
 from smallgpt.infrastructure.run_folder import RunFolder
-from smallgpt.infrastructure.token_store import ShortThenFull, TokenStore, open_store
+from smallgpt.infrastructure.token_store import ShortThenFull, TokenStore
 from smallgpt.infrastructure.trackers import JsonLines, Several
 from smallgpt.interfaces.looking import evaluator, sampler
 from smallgpt.interfaces.machine import Machine, choose_machine
+from smallgpt.interfaces.phases import Phases
 from smallgpt.interfaces.resuming import check_resumable, state_to_resume
 
 VOCABULARY_MULTIPLE = 64  # rows of the embedding: aligned matrix products; gives 50,304 for GPT-2's 50,257
@@ -54,21 +55,24 @@ def resolve(config: RunConfig, store: TokenStore, data: Path, *, vocab_size_give
 
 def train(
     config: RunConfig,
+    store: TokenStore,
     out: Path,
     *,
     resume: bool = False,
     trackers: list[Tracker] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda words: None,
+    phases: Phases | None = None,
 ) -> Outcome:
-    """Train a resolved configuration into the run folder `out`, from the start or from its newest good checkpoint.
+    """Train a configuration resolved for `store` into the run folder `out`, from the start or from its newest good checkpoint.
 
-    `should_stop` is asked at every step boundary; `warn` hears of checkpoints that had to be passed over.
+    `should_stop` is asked at every step boundary; `warn` hears of checkpoints that
+    had to be passed over; `phases` holds what was done before.
     """
-    assert config.data.path is not None, "resolve() fills it in"
     started = time.perf_counter()
-    store = open_store(config.data.path)
+    phases = phases or Phases()
     machine = choose_machine(config)  # before anything is written: a device that is not there leaves no folder
+    phases.end("kernels")
     run = RunFolder(out)
     with run.lock():
         saved = None
@@ -76,10 +80,11 @@ def train(
             check_resumable(run.config(), config)
             saved = state_to_resume(run, config, warn)
             run.forget_after(saved.step)
+            phases.end("checkpoint")
         run.write_config(config)
         sink = Several([JsonLines(run.metrics_file), *(trackers or [])])
         try:
-            return _train(config, run, store, machine, saved, sink, should_stop, started)
+            return _train(config, run, store, machine, saved, sink, should_stop, started, phases)
         finally:
             sink.close()
 
@@ -93,16 +98,18 @@ def _train(
     tracker: Tracker,
     should_stop: Callable[[], bool],
     started: float,
+    phases: Phases,
 ) -> Outcome:
     settings = config.training
     torch.set_num_threads(int(machine.threads.value))
     model = _model(config, machine, saved)
     forward = torch.compile(model, dynamic=False) if machine.compiling.value == "on" else None
-    peak = devices.matmul_peak(machine.device, machine.dtype)
-    tracker.log(start_event(config, store, model, machine, peak, saved))
+    phases.end("model")
+    peak = devices.matmul_peak(machine.device, machine.dtype, seconds=0.1)  # every run waits for it
+    phases.end("ceiling")
     look = Look(
         evaluator(store, config.evaluation.max_tokens),
-        sampler(config.evaluation, settings.seed, store.tokenizer()),
+        sampler(config.evaluation, settings.seed, store.tokenizer),
     )
 
     def make_stepper(total_steps: int) -> Stepper:
@@ -111,12 +118,19 @@ def _train(
     total_steps = settings.max_steps or DEFAULT_STEPS
     if settings.max_minutes is not None and saved is not None:
         total_steps = saved.loop["total_steps"]
-    elif settings.max_minutes is not None:
+    stepper = make_stepper(total_steps)
+    phases.end("optimizer")
+    tracker.log({**start_event(config, store, model, machine, peak, saved), "startup_seconds": phases.rounded()})
+    if settings.max_minutes is not None and saved is None:
         batches = _batches(config, store, short_steps=0)
-        total_steps, reason = plan_steps(make_stepper, batches, look, settings.max_minutes, started)
-        tracker.log({"event": "plan", "step": 0, "steps": total_steps, "reason": reason})
+        total_steps, reason = plan_steps(stepper, batches, look, settings.max_minutes, started)
+        phases.end("plan")
+        tracker.log(
+            {"event": "plan", "step": 0, "steps": total_steps, "reason": reason, "seconds": phases.seconds["plan"]}
+        )
+        stepper = make_stepper(total_steps)
     loop = Loop(
-        make_stepper(total_steps),
+        stepper,
         _batches(config, store, short_steps=steps_of(settings.short_windows, total_steps)),
         checkpoints.RunCheckpoints(run, config.model, store.tokenizer_file, config.checkpoint.keep),
         tracker,

@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.rule import Rule
 from rich.text import Text
 
+from smallgpt.interfaces.phases import in_words
+
 SECONDS_BETWEEN_LINES = 10.0
 
 ORDER = ("step", "loss", "validation", "learning_rate", "grad_norm", "speed", "mfu", "memory", "eta")
@@ -83,13 +85,16 @@ class Display:
             self.say(Text(f"         {what.replace('_', ' ')}: {reason}", style="dim"))
         if event.get("resumed_from") is not None:
             self.say(f"resumed  from step {event['resumed_from']:,}")
+        if "startup_seconds" in event:
+            self.say(f"start    {in_words(event['startup_seconds'])}")
         if event["baselines"]:
             self.lines = {name: event["baselines"][name] for name in MEANINGS if name in event["baselines"]}
             self.say(f"compare  {baseline_words(event['baselines'])}")
 
     def _show_plan(self, event: dict[str, Any]) -> None:
         self.steps = event["steps"]
-        self.say(f"plan     {self.steps:,} steps: {event['reason']}")
+        spent = f"; timed for {event['seconds']:.1f} s" if "seconds" in event else ""
+        self.say(f"plan     {self.steps:,} steps: {event['reason']}{spent}")
 
     def _show_train(self, event: dict[str, Any]) -> None:
         self.facts.update(

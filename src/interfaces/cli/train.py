@@ -13,6 +13,7 @@ from smallgpt.interfaces.cli import settings
 if TYPE_CHECKING:
     from smallgpt.application.training import Outcome
     from smallgpt.interfaces.cli.display import Display
+    from smallgpt.interfaces.phases import Phases
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
 
@@ -58,24 +59,33 @@ def train(
     from smallgpt.infrastructure.token_store import verify_store
     from smallgpt.interfaces import composition
     from smallgpt.interfaces.cli.display import Display, PatientConsole
+    from smallgpt.interfaces.phases import Phases
     from smallgpt.interfaces.resuming import check_same_data
     from smallgpt.interfaces.signals import stop_signals
 
+    phases = Phases.of_command()
+    phases.end("imports")
     console = PatientConsole()
-    folder = _data_folder(resolved, console)
+    folder = _data_folder(resolved, console, phases)
     vocab_size_given = "vocab_size" in resolved.model.model_fields_set
     store = verify_store(folder)
     if resume is not None:
         check_same_data(resolved, store)
     resolved = composition.resolve(resolved, store, folder, vocab_size_given=vocab_size_given)
+    phases.end("data")
+    trackers = _open_trackers(track, run, resolved)
+    if track:
+        phases.end("trackers")
     with Display(console) as display, stop_signals() as stop:
         outcome = composition.train(
             resolved,
+            store,
             run,
             resume=resume is not None,
-            trackers=[display, *_open_trackers(track, run, resolved)],
+            trackers=[display, *trackers],
             should_stop=stop,
             warn=display.say,
+            phases=phases,
         )
     _say_what_next(display, run, outcome, resolved.evaluation.prompt)
     return stop.exit_code if outcome.reason == "interrupted" else 0
@@ -131,13 +141,17 @@ def _is_taken(run: Path) -> bool:
     return not run.is_dir() or any(path.name not in ("lock", "config.toml", "tensorboard") for path in run.iterdir())
 
 
-def _data_folder(config: RunConfig, console: Any) -> Path:
+def _data_folder(config: RunConfig, console: Any, phases: "Phases") -> Path:
     """The data folder of a configuration, prepared when it is that of a corpus and missing."""
     if config.data.path is not None:
         return config.data.path
-    from smallgpt.interfaces.cli.prepare import corpus_folder
+    from smallgpt.interfaces.cli.prepare import corpus_folder, prepare_corpus
 
-    return corpus_folder(config.data, console)
+    folder = corpus_folder(config.data)
+    if not folder.exists():
+        prepare_corpus(config.data, folder, console)
+        phases.end("preparing data")
+    return folder
 
 
 def _open_trackers(names: tuple[TrackerName, ...], run: Path, config: RunConfig) -> list[Any]:
