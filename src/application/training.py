@@ -6,7 +6,7 @@ same numbers as one that was not: a checkpoint is taken right after its step, an
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -58,10 +58,11 @@ class Loop:
         peak_flops: float,
         memory: Callable[[], int],
         started: float | None = None,
+        around_step: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.stepper, self.batches, self.checkpoints = stepper, batches, checkpoints
         self.tracker, self.look, self.should_stop = tracker, look, should_stop
-        self.peak_flops, self.memory = peak_flops, memory
+        self.peak_flops, self.memory, self.around_step = peak_flops, memory, around_step
         self.step = self.tokens = self.skipped_in_a_row = self.skipped = 0
         self.best: float | None = None
         self.last_good = "none yet"
@@ -98,11 +99,13 @@ class Loop:
                 saved_at = self.step
 
     def _train_one_step(self) -> None:
-        before = time.perf_counter()
-        result = self.stepper(self.step, self.batches)
+        with self.around_step():
+            before = time.perf_counter()
+            result = self.stepper(self.step, self.batches)
+            seconds = time.perf_counter() - before
         self.step += 1
         self.tokens += result.tokens
-        self.tracker.log(self._train_event(result, time.perf_counter() - before))
+        self.tracker.log(self._train_event(result, seconds))
         self._guard(result)
 
     def _train_event(self, result: StepResult, seconds: float) -> dict[str, Any]:

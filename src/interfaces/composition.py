@@ -59,6 +59,7 @@ def train(
     out: Path,
     *,
     resume: bool = False,
+    profile: int = 0,
     trackers: list[Tracker] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda words: None,
@@ -66,7 +67,7 @@ def train(
 ) -> Outcome:
     """Train a configuration resolved for `store` into the run folder `out`, from the start or from its newest good checkpoint.
 
-    `should_stop` is asked at every step boundary; `warn` hears of checkpoints that
+    `profile` is a number of steps to record. `should_stop` is asked at every step boundary; `warn` hears of checkpoints that
     had to be passed over; `phases` holds what was done before.
     """
     started = time.perf_counter()
@@ -81,10 +82,14 @@ def train(
             saved = state_to_resume(run, config, warn)
             run.forget_after(saved.step)
             phases.end("checkpoint")
+        if profile and config.training.max_minutes is None:
+            from smallgpt.interfaces.profiling import check_length
+
+            check_length(profile, (config.training.max_steps or DEFAULT_STEPS) - (saved.step if saved else 0))
         run.write_config(config)
         sink = Several([JsonLines(run.metrics_file), *(trackers or [])])
         try:
-            return _train(config, run, store, machine, saved, sink, should_stop, started, phases)
+            return _train(config, run, store, machine, saved, sink, should_stop, started, phases, profile)
         finally:
             sink.close()
 
@@ -99,6 +104,7 @@ def _train(
     should_stop: Callable[[], bool],
     started: float,
     phases: Phases,
+    profile: int,
 ) -> Outcome:
     settings = config.training
     torch.set_num_threads(int(machine.threads.value))
@@ -142,7 +148,12 @@ def _train(
     )
     if saved is not None:
         loop.restore(saved)
-    return loop.run()
+    if not profile:
+        return loop.run()
+    from smallgpt.interfaces.profiling import recording  # brings the profiler, which other runs never need
+
+    with recording(loop, profile, run.path, compiled=forward is not None):
+        return loop.run()
 
 
 def _model(config: RunConfig, machine: Machine, saved: TrainingState | None) -> GPT:

@@ -1,14 +1,17 @@
 """`smallgpt train`: settings, data and a run folder together, then the loop, then where everything is."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import ConfigError
 from smallgpt.interfaces.cli import settings
+from smallgpt.interfaces.cli.flags import Whole
 
 if TYPE_CHECKING:
     from smallgpt.application.training import Outcome
@@ -28,6 +31,7 @@ def train(
     out: Path | None = None,
     resume: Path | None = None,
     track: Annotated[tuple[TrackerName, ...], Parameter(negative="", show_default=False)] = (),
+    profile: Annotated[Whole | None, Parameter(validator=Number(gte=1))] = None,
     **flags: Any,
 ) -> int:
     """Train a model, or go on with a run.
@@ -41,6 +45,7 @@ def train(
       smallgpt train tinystories-cpu --training.max-minutes 10
       smallgpt train --data data/mine --model.n-layer 6 --track tensorboard
       smallgpt train --config my.toml --out runs/first
+      smallgpt train demo --training.max-steps 20 --profile 3
       smallgpt train --resume runs/first
 
     Args:
@@ -50,12 +55,15 @@ def train(
         out: Run folder to make. Default: runs/ and the preset's or data folder's name, numbered when that is taken.
         resume: Run to go on with; its settings are the base, and flags change them.
         track: Log to this tracker too; may be repeated.
+        profile: Record so many steps, after three: a trace and a table of operations in RUN/profile.
     """
     if data is not None:
         flags["data__path"] = data
     resolved = settings.resolve(*_layers(preset, config, resume, flags))
     run = _run_folder(preset, resolved, out, resume)
 
+    if profile is not None:  # the profiler reads it when torch is loaded, and else announces itself on stderr
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     from smallgpt.infrastructure.token_store import verify_store
     from smallgpt.interfaces import composition
     from smallgpt.interfaces.cli.display import Display, PatientConsole
@@ -82,6 +90,7 @@ def train(
             store,
             run,
             resume=resume is not None,
+            profile=profile or 0,
             trackers=[display, *trackers],
             should_stop=stop,
             warn=display.say,
