@@ -103,7 +103,7 @@ class Loop:
             before = time.perf_counter()
             result = self.stepper(self.step, self.batches)
             seconds = time.perf_counter() - before
-        self.step += 1
+            self.step += 1
         self.tokens += result.tokens
         self.tracker.log(self._train_event(result, seconds))
         self._guard(result)

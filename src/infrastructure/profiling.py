@@ -44,7 +44,10 @@ class _Rows(Protocol):
 
 
 class StepRecorder:
-    """Records `steps` steps after WARMUP_STEPS, writes the trace, and calls `done`; a context for the whole run."""
+    """Records `steps` steps after WARMUP_STEPS, writes the trace, and calls `done`; a context for the whole run.
+
+    A run that is interrupted before has the steps recorded so far; one that fails, nothing.
+    """
 
     def __init__(
         self, model: nn.Module | None, steps: int, trace: Path, *, step_name: str, part_prefix: str, done: Done
@@ -54,7 +57,7 @@ class StepRecorder:
         self.step_name, self.part_prefix = step_name, part_prefix
         self.plain_seconds: list[float] = []
         """Of the steps before the recorded ones."""
-        self.finished = False
+        self.finished = self.failed = False
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
@@ -72,6 +75,7 @@ class StepRecorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.failed = error is not None
         self.profiler.stop()
 
     @contextmanager
@@ -104,9 +108,11 @@ class StepRecorder:
             yield
 
     def _write(self, profiler: Any) -> None:
+        self.finished = True
+        if self.failed:
+            return
         self.trace.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(self.trace))
-        self.finished = True
         self.done(self)
 
 

@@ -32,7 +32,7 @@ def recording(loop: Loop, steps: int, run: Path, *, compiled: bool) -> StepRecor
         loop.tracker.log(
             {
                 "event": "profile",
-                "step": loop.step + 1,
+                "step": loop.step,
                 "steps": found.steps,
                 "trace": str(recorded.trace),
                 "operations": str(folder / "operations.json"),

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,24 @@ def test_a_run_that_is_too_short_is_refused_before_anything_is_written(
     words = capsys.readouterr().err
     assert "--profile 5 needs 3 steps to warm up and 5 to record; this run has 7 to go" in words
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"lock"}, "the folder counts as free"
+
+
+def test_an_interrupted_run_has_the_steps_recorded_so_far(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smallgpt.application.training.Loop._checkpoint_due", stop_after(5))
+    assert leave("train", "--data", str(data), "--out", str(tmp_path / "run"), "--profile", "3", *TINY) == 143
+    (event,) = [e for e in events(tmp_path / "run") if e["event"] == "profile"]
+    assert (event["step"], event["steps"]) == (5, 2)
+
+
+def stop_after(step: int) -> Callable[[Any], bool]:
+    def due(loop: Any) -> bool:
+        if loop.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    return due
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "2.5", "many"])

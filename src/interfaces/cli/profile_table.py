@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 LONGEST = 20
-WIDE = 132
+WIDE = 140
 NARROW = ("ms", "share", "matmul", "copy")
 PRODUCTS, TRAFFIC = ("GFLOP", "GFLOP/s", "matmul"), ("MB", "GB/s", "copy")
 
