@@ -1,7 +1,6 @@
 """torch.compile block by block: the blocks are alike, so one is compiled and all run it; and a probe of whether it pays."""
 
 import time
-from collections.abc import Callable
 from statistics import median
 
 from smallgpt.application.ports import Batches
@@ -23,12 +22,11 @@ def uncompile_blocks(model: GPT) -> None:
         block._compiled_call_impl = None  # where nn.Module.compile puts it; there is no other way back
 
 
-def keep_if_faster(make_stepper: Callable[[], Stepper], batches: Batches) -> tuple[bool, str]:
+def keep_if_faster(stepper: Stepper, batches: Batches) -> tuple[bool, str]:
     """Time some steps of a model as it is and compiled, and leave the faster one: (compiled?, how that was found).
 
-    The weights are put back: the run itself starts afresh.
+    The weights are put back; the stepper's optimizer is not, so the run itself takes another.
     """
-    stepper = make_stepper()
     weights = {name: tensor.clone() for name, tensor in stepper.model.state_dict().items()}
     eager = _seconds(stepper, batches)
     start = time.perf_counter()

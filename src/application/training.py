@@ -6,7 +6,7 @@ same numbers as one that was not: a checkpoint is taken right after its step, an
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -59,10 +59,11 @@ class Loop:
         peak_flops: float,
         memory: Callable[[], int],
         started: float | None = None,
+        around_step: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.stepper, self.batches, self.checkpoints = stepper, batches, checkpoints
         self.tracker, self.look, self.should_stop = tracker, look, should_stop
-        self.peak_flops, self.memory = peak_flops, memory
+        self.peak_flops, self.memory, self.around_step = peak_flops, memory, around_step
         self.step = self.tokens = self.skipped_in_a_row = self.skipped = 0
         self.running: Running | None = None
         self.settled_at = time.perf_counter()
@@ -108,7 +109,8 @@ class Loop:
         """Queue a step, then hear what the one before it did: a GPU has work while the host reads and writes."""
         if self.running is None:
             self.settled_at = time.perf_counter()
-        running = self.stepper.start(self.step, self.batches)
+        with self.around_step():
+            running = self.stepper.start(self.step, self.batches)
         self._settle()
         self.step += 1
         self.running = running
@@ -220,15 +222,13 @@ class Loop:
         return Outcome(self.step, reason, seconds, final)
 
 
-def plan_steps(
-    make_stepper: Callable[[int], Stepper], batches: Batches, look: Look, max_minutes: float, started: float
-) -> tuple[int, str]:
+def plan_steps(stepper: Stepper, batches: Batches, look: Look, max_minutes: float, started: float) -> tuple[int, str]:
     """How many steps fit into max_minutes, counted from `started` (perf_counter): (steps, how that was found).
 
-    Some steps, one evaluation and one sample are timed; then weights are put back, so that the run itself starts afresh.
+    Some steps, one evaluation and one sample are timed; then weights are put back, so that the run itself starts afresh
+    with a stepper of its own.
     """
     budget = 60 * max_minutes
-    stepper = make_stepper(1000)
     weights = {name: tensor.clone() for name, tensor in stepper.model.state_dict().items()}
     stepper(0, batches)  # the first step allocates and compiles
     times: list[float] = []

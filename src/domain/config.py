@@ -14,6 +14,7 @@ LossBackend = Literal["auto", "reference", "torch", "triton", "triton-chunked", 
 Positive = Annotated[int, Field(ge=1)]
 StepsOrShare = Annotated[float, Field(ge=0)]
 DEFAULT_STEPS = 2000  # of a run that names neither steps nor minutes
+INITIAL_STD = 0.02  # of every matrix, as in GPT-2
 Unit = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -129,7 +130,7 @@ class TrainingConfig(Section):
     """The whole optimizer step as one CUDA graph; auto does it on a GPU, and falls back with a reason."""
     short_windows: Annotated[float, Field(ge=0)] = 0.0
     """First part of the run, steps or share, on windows half as long and twice as many: positions are learned sooner."""
-    embedding_std: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
+    embedding_std: Annotated[float, Field(gt=0, allow_inf_nan=False)] = INITIAL_STD
     """Spread of the token embeddings at the start; wider ones tell tokens apart sooner, which copying a name needs."""
     positions: Literal["normal", "sinusoidal"] = "normal"
     """How the position table starts: random like all tables, or as sinusoids, from which short runs learn sooner."""

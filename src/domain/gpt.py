@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from smallgpt.domain.cache import KVCache
-from smallgpt.domain.config import GPTConfig
+from smallgpt.domain.config import INITIAL_STD, GPTConfig
 from smallgpt.domain.dropout import dropout
 from smallgpt.domain.ops import TORCH_OPS, Ops, Reduction
 from smallgpt.domain.sampling import Sampling, next_token
@@ -117,11 +117,11 @@ class GPT(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """N(0, 0.02) everywhere, residual projections by 1/√(2·n_layer) less, as in GPT-2; biases 0."""
+        """N(0, INITIAL_STD) everywhere, residual projections by 1/√(2·n_layer) less, as in GPT-2; biases 0."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 residual = name.endswith("c_proj.weight")
-                nn.init.normal_(parameter, std=0.02 / sqrt(2 * self.config.n_layer) if residual else 0.02)
+                nn.init.normal_(parameter, std=INITIAL_STD / sqrt(2 * self.config.n_layer) if residual else INITIAL_STD)
             elif name.endswith(".bias"):
                 nn.init.zeros_(parameter)
 

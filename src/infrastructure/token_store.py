@@ -1,6 +1,8 @@
 """Token files: memory-mapped splits of a data folder, and the batches and blocks that are cut from them."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,13 @@ import torch
 from torch import Tensor
 
 from smallgpt.domain.errors import DataError
-from smallgpt.infrastructure.files import sha256
 from smallgpt.infrastructure.manifest import Manifest, SplitFacts, read_manifest
 from smallgpt.infrastructure.permutation import mix, permute
 from smallgpt.infrastructure.tokenizers import Tokenizer, load_tokenizer
 
 Tokens = npt.NDArray[np.unsignedinteger]
+SPLITS = ("train", "validation")
+BLOCKS_AT_ONCE = 32
 _SCANNED_AT_ONCE = 2**24
 _NO_TARGET = -100
 
@@ -64,8 +67,9 @@ class TokenStore:
         """Of a split's token file, as the manifest has it."""
         return self._facts(split).sha256
 
+    @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer that made the tokens. Raises DataError when `tokenizer.json` is another one."""
+        """The tokenizer that made the tokens, read once. Raises DataError when `tokenizer.json` is another one."""
         facts, path = self.manifest.tokenizer, self.tokenizer_file
         if facts is None or path is None:
             return None
@@ -84,36 +88,46 @@ class TokenStore:
         raise DataError(f"{self.folder}: no split {split!r}, only {', '.join(self.manifest.splits)}")
 
 
-def open_store(folder: Path) -> TokenStore:
-    """Open a data folder after checking its manifest, file sizes, and that every id is below vocab_size (a quick scan).
+def open_store(folder: Path, to_read: Sequence[str] = SPLITS) -> TokenStore:
+    """Open a data folder after checking its manifest, file sizes, and that every id of the splits `to_read` is valid.
 
     Raises DataError that says what is wrong and what to do.
     """
     store = TokenStore(folder, read_manifest(folder))
-    for split in ("train", "validation"):
+    for split in SPLITS:
         facts = store._facts(split)
         _check_size(folder / facts.file, facts.tokens, store.manifest.item_size)
-        highest = highest_id(store.tokens(split))
-        if highest >= store.vocab_size:
-            raise DataError(
-                f"{folder / facts.file}: token id {highest}, but the vocabulary ends at {store.vocab_size - 1}; "
-                "the file is damaged or of another tokenizer: prepare the data again"
-            )
+        if split in to_read:
+            _check_ids(store, facts, highest_id(store.tokens(split)))
     return store
 
 
 def verify_store(folder: Path) -> TokenStore:
-    """`open_store`, and every byte against the manifest's SHA-256."""
-    store = open_store(folder)
-    for facts in store.manifest.splits.values():
-        found = sha256(folder / facts.file)
-        if found != facts.sha256:
+    """`open_store`, and every byte against the manifest's SHA-256, in one reading of the files."""
+    store = open_store(folder, to_read=())
+    for split in SPLITS:
+        facts, tokens = store._facts(split), store.tokens(split)
+        digest, highest = sha256(), 0
+        for at in range(0, len(tokens), _SCANNED_AT_ONCE):
+            part = tokens[at : at + _SCANNED_AT_ONCE]
+            digest.update(part.data)
+            highest = max(highest, int(part.max()))
+        _check_ids(store, facts, highest)
+        if digest.hexdigest() != facts.sha256:
             raise DataError(
-                f"{folder / facts.file}: SHA-256 {found[:12]}, but dataset.json has {facts.sha256[:12]}; "
+                f"{folder / facts.file}: SHA-256 {digest.hexdigest()[:12]}, but dataset.json has {facts.sha256[:12]}; "
                 "the file was changed: prepare the data again"
             )
-    store.tokenizer()
+    _ = store.tokenizer
     return store
+
+
+def _check_ids(store: TokenStore, facts: SplitFacts, highest: int) -> None:
+    if highest >= store.vocab_size:
+        raise DataError(
+            f"{store.folder / facts.file}: token id {highest}, but the vocabulary ends at {store.vocab_size - 1}; "
+            "the file is damaged or of another tokenizer: prepare the data again"
+        )
 
 
 def highest_id(tokens: Tokens) -> int:
@@ -196,7 +210,7 @@ class ShortThenFull:
 
 
 def evaluation_blocks(
-    tokens: Tokens, block_size: int, start: int | None, *, max_tokens: int | None = None, batch: int = 32
+    tokens: Tokens, block_size: int, start: int | None, *, max_tokens: int | None = None, batch: int = BLOCKS_AT_ONCE
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Consecutive blocks of the stream [start] + tokens: inputs and targets, (up to batch, block_size) int64.
 

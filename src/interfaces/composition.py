@@ -13,7 +13,7 @@ from smallgpt.application.cuda_graphs import Graphs
 from smallgpt.application.ports import Batches, Tracker
 from smallgpt.application.step import Stepper
 from smallgpt.application.training import Look, Loop, Outcome, plan_steps
-from smallgpt.domain.config import DEFAULT_STEPS, RunConfig, steps_of
+from smallgpt.domain.config import DEFAULT_STEPS, INITIAL_STD, RunConfig, steps_of
 from smallgpt.domain.errors import DataError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.initialisation import sinusoidal_positions
@@ -21,12 +21,14 @@ from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure import checkpoints, devices
 from smallgpt.infrastructure.device_batches import batches_on
 from smallgpt.infrastructure.run_folder import RunFolder
-from smallgpt.infrastructure.token_store import ShortThenFull, TokenStore, open_store
+from smallgpt.infrastructure.token_store import ShortThenFull, TokenStore
 from smallgpt.infrastructure.trackers import JsonLines, Several
 from smallgpt.interfaces.looking import evaluator, sampler
 from smallgpt.interfaces.machine import Machine, choose_machine
+from smallgpt.interfaces.phases import Phases
 from smallgpt.interfaces.resuming import check_resumable, state_to_resume
 
+PROVISIONAL_STEPS = 1000  # of a schedule whose length is yet to be found
 VOCABULARY_MULTIPLE = 128  # rows of the embedding: whole tiles of matrix products; gives 50,304 for GPT-2's 50,257
 
 
@@ -58,21 +60,25 @@ def resolve(config: RunConfig, store: TokenStore, data: Path, *, vocab_size_give
 
 def train(
     config: RunConfig,
+    store: TokenStore,
     out: Path,
     *,
     resume: bool = False,
+    profile: int = 0,
     trackers: list[Tracker] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda words: None,
+    phases: Phases | None = None,
 ) -> Outcome:
-    """Train a resolved configuration into the run folder `out`, from the start or from its newest good checkpoint.
+    """Train a configuration resolved for `store` into the run folder `out`, from the start or from its newest good checkpoint.
 
-    `should_stop` is asked at every step boundary; `warn` hears of checkpoints that had to be passed over.
+    `profile` is a number of steps to record. `should_stop` is asked at every step boundary; `warn` hears of checkpoints that
+    had to be passed over; `phases` holds what was done before.
     """
-    assert config.data.path is not None, "resolve() fills it in"
     started = time.perf_counter()
-    store = open_store(config.data.path)
+    phases = phases or Phases()
     machine = choose_machine(config)  # before anything is written: a device that is not there leaves no folder
+    phases.end("kernels")
     run = RunFolder(out)
     with run.lock():
         saved = None
@@ -80,10 +86,15 @@ def train(
             check_resumable(run.config(), config)
             saved = state_to_resume(run, config, warn)
             run.forget_after(saved.step)
+            phases.end("checkpoint")
+        if profile and config.training.max_minutes is None:
+            from smallgpt.interfaces.profiling import check_length
+
+            check_length(profile, (config.training.max_steps or DEFAULT_STEPS) - (saved.step if saved else 0))
         run.write_config(config)
         sink = Several([JsonLines(run.metrics_file), *(trackers or [])])
         try:
-            return _train(config, run, store, machine, saved, sink, should_stop, started)
+            return _train(config, run, store, machine, saved, sink, should_stop, started, phases, profile)
         finally:
             sink.close()
 
@@ -97,41 +108,48 @@ def _train(
     tracker: Tracker,
     should_stop: Callable[[], bool],
     started: float,
+    phases: Phases,
+    profile: int,
 ) -> Outcome:
-    settings = config.training
     model = _model(config, machine, saved)
-    peak = devices.matmul_peak(machine.device, machine.dtype)
-    tracker.log(start_event(config, store, model, machine, peak, saved))
+    phases.end("model")
+    peak = devices.matmul_peak(machine.device, machine.dtype, seconds=0.1)  # every run waits for it
+    phases.end("ceiling")
     say = partial(_note, tracker)
-    look = Look(
-        evaluator(store, config.evaluation.max_tokens),
-        sampler(config.evaluation, settings.seed, store.tokenizer()),
-    )
+    total_steps = _planned_steps(config, saved)
 
     def make_stepper(total_steps: int) -> Stepper:
-        graphs = Graphs(machine.device, _give_up(config, say)) if machine.graphs.value == "on" else None
+        capture = machine.graphs.value == "on" and not profile  # a profile tells single operations apart
+        graphs = Graphs(machine.device, _give_up(config, say)) if capture else None
         return Stepper(model, config, total_steps, machine.dtype, graphs=graphs)
 
-    def batches_of(short_steps: int) -> Batches:
-        batches, where = batches_on(machine.device, _batches(config, store, short_steps=short_steps))
-        if machine.device.type == "cuda":
-            say(f"tokens {where.value}: {where.reason}")
-        return batches
+    def make_batches(short_steps: int) -> Batches:
+        return _batches(config, store, machine, short_steps, say)
 
-    if machine.compiling.value == "on":
+    stepper = make_stepper(total_steps or PROVISIONAL_STEPS)
+    phases.end("optimizer")
+    tracker.log({**start_event(config, store, model, machine, peak, saved), "startup_seconds": phases.rounded()})
+    compiled = machine.compiling.value == "on"
+    if compiled:
         compile_blocks(model)
-    elif machine.compiling.value == "probe":
-        won, words = keep_if_faster(lambda: make_stepper(1000), batches_of(0))
-        say(f"compile {'on' if won else 'off'}: {words}")
-    total_steps = settings.max_steps or DEFAULT_STEPS
-    if settings.max_minutes is not None and saved is not None:
-        total_steps = saved.loop["total_steps"]
-    elif settings.max_minutes is not None:
-        total_steps, reason = plan_steps(make_stepper, batches_of(0), look, settings.max_minutes, started)
-        tracker.log({"event": "plan", "step": 0, "steps": total_steps, "reason": reason})
+    if machine.compiling.value == "probe":
+        compiled, words = keep_if_faster(stepper, make_batches(0))
+        say(f"compile {'on' if compiled else 'off'}: {words}")
+        stepper = make_stepper(total_steps or PROVISIONAL_STEPS)
+    look = Look(
+        evaluator(store, config.evaluation.max_tokens),
+        sampler(config.evaluation, config.training.seed, store.tokenizer),
+    )
+    if total_steps is None:
+        assert config.training.max_minutes is not None, "or the steps were planned"
+        total_steps, reason = plan_steps(stepper, make_batches(0), look, config.training.max_minutes, started)
+        phases.end("plan")
+        seconds = phases.seconds["plan"]
+        tracker.log({"event": "plan", "step": 0, "steps": total_steps, "reason": reason, "seconds": seconds})
+        stepper = make_stepper(total_steps)
     loop = Loop(
-        make_stepper(total_steps),
-        batches_of(steps_of(settings.short_windows, total_steps)),
+        stepper,
+        make_batches(steps_of(config.training.short_windows, total_steps)),
         checkpoints.RunCheckpoints(run, config.model, store.tokenizer_file, config.checkpoint.keep),
         tracker,
         look,
@@ -142,7 +160,19 @@ def _train(
     )
     if saved is not None:
         loop.restore(saved)
-    return loop.run()
+    if not profile:
+        return loop.run()
+    from smallgpt.interfaces.profiling import recording  # brings the profiler, which other runs never need
+
+    with recording(loop, profile, run.path, compiled=compiled):
+        return loop.run()
+
+
+def _planned_steps(config: RunConfig, saved: TrainingState | None) -> int | None:
+    """None where they are yet to be found by timing some."""
+    if config.training.max_minutes is None:
+        return config.training.max_steps or DEFAULT_STEPS
+    return None if saved is None else int(saved.loop["total_steps"])
 
 
 def _note(tracker: Tracker, words: str) -> None:
@@ -160,7 +190,7 @@ def _model(config: RunConfig, machine: Machine, saved: TrainingState | None) -> 
     """A new model as the run's settings start it, or the saved one."""
     torch.manual_seed(config.training.seed)
     model = GPT(config.model, machine.kernels.ops)
-    model.transformer.wte.weight.data.mul_(config.training.embedding_std / 0.02)
+    model.transformer.wte.weight.data.mul_(config.training.embedding_std / INITIAL_STD)
     if config.training.positions == "sinusoidal":
         table = sinusoidal_positions(config.model.block_size, config.model.n_embd)
         model.transformer.wpe.weight.data.copy_(table)
@@ -169,14 +199,21 @@ def _model(config: RunConfig, machine: Machine, saved: TrainingState | None) -> 
     return model.to(machine.device)
 
 
-def _batches(config: RunConfig, store: TokenStore, *, short_steps: int) -> ShortThenFull:
-    return ShortThenFull(
+def _batches(
+    config: RunConfig, store: TokenStore, machine: Machine, short_steps: int, say: Callable[[str], None]
+) -> Batches:
+    """The run's batches where the machine wants them."""
+    on_disk = ShortThenFull(
         store.tokens("train"),
         block_size=config.model.block_size,
         batch_size=config.training.batch_size,
         seed=config.training.seed,
         short_steps=short_steps,
     )
+    batches, where = batches_on(machine.device, on_disk)
+    if machine.device.type == "cuda":
+        say(f"tokens {where.value}: {where.reason}")
+    return batches
 
 
 def start_event(

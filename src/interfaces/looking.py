@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from smallgpt.application.evaluation import evaluate
+from smallgpt.application.evaluation import Blocks, evaluate
 from smallgpt.application.generation import continuation
 from smallgpt.domain.config import EvaluationConfig
 from smallgpt.domain.gpt import GPT
@@ -33,13 +33,17 @@ def evaluate_split(
     *,
     max_tokens: int | None = None,
     autocast: AbstractContextManager[Any] | None = None,
+    progress: Callable[[Blocks, int], Blocks] = lambda blocks, tokens: blocks,
 ) -> Score:
-    """Score a model on a split's first max_tokens, or on all of it; a part's bytes are its share of the split's."""
+    """Score a model on a split's first max_tokens, or on all of it; a part's bytes are its share of the split's.
+
+    `progress` is given the blocks and the number of tokens in them, and hands the blocks on as they are asked for.
+    """
     tokens, text_bytes = store.tokens(split), store.text_bytes(split)
     if max_tokens is not None and max_tokens < len(tokens) and text_bytes is not None:
         text_bytes = round(text_bytes * max_tokens / len(tokens))
     blocks = evaluation_blocks(tokens, model.config.block_size, store.end_of_text, max_tokens=max_tokens)
-    return evaluate(model, blocks, text_bytes, autocast=autocast)
+    return evaluate(model, progress(blocks, len(tokens)), text_bytes, autocast=autocast)
 
 
 def sampler(config: EvaluationConfig, seed: int, tokenizer: Tokenizer | None) -> Callable[[GPT, int], dict[str, Any]]:

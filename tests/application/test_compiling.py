@@ -53,7 +53,7 @@ def test_what_the_clock_says_is_kept_and_the_weights_are_put_back(
 
     monkeypatch.setattr(time, "perf_counter", clock)
     weights = {name: tensor.clone() for name, tensor in stepper.model.state_dict().items()}
-    kept, words = keep_if_faster(lambda: stepper, make_batches(tiny))
+    kept, words = keep_if_faster(stepper, make_batches(tiny))
     assert kept is wins
     assert compiled == ([True] if wins else [True, False])
     assert "compiled and" in words

@@ -271,7 +271,7 @@ def test_a_timed_run_plans_its_steps_and_starts_afresh(
         now[0] += 1.0
         return {}
 
-    steps, words = plan_steps(lambda total: Stepper(model, config, total), Slow(), Look(score, sample), 1.0, 100.0)
+    steps, words = plan_steps(Stepper(model, config, 1000), Slow(), Look(score, sample), 1.0, 100.0)
     spent = now[0] - 100.0
     # five passes of 2 s and three samples of 1 s come up in the run; 2 % are left over
     assert steps == pytest.approx(0.98 * (60 - spent - 5 * 2 - 3 * 1) / 0.1, abs=1.5)
@@ -283,5 +283,5 @@ def test_a_machine_too_slow_for_the_budget_still_takes_a_step(
     tiny: GPTConfig, make_batches: Callable[..., Any], make_loop: MakeLoop, record: Record
 ) -> None:
     loop = make_loop(settings(tiny), record)
-    steps, _ = plan_steps(lambda total: loop.stepper, make_batches(tiny), loop.look, 1e-6, 0.0)
+    steps, _ = plan_steps(loop.stepper, make_batches(tiny), loop.look, 1e-6, 0.0)
     assert steps == 1

@@ -83,7 +83,7 @@ def test_the_name_of_end_of_text_inside_a_text_stays_text(here: Path, run: Run, 
     words = ["prepare", "text", "x.txt", "--tokenizer", tokenizer, "--vocab-size", "300", "--out", "new"]
     assert run(*words).code == 0
     store = open_store(Path("new"))
-    tokenizer_in_use = store.tokenizer()
+    tokenizer_in_use = store.tokenizer
     assert tokenizer_in_use is not None
     for split in ("train", "validation"):
         ids = store.tokens(split)

@@ -52,7 +52,7 @@ def test_text_files_become_a_data_folder(tokenizer: str, stories: Path, tmp_path
     assert manifest.source == "stories.txt"
     assert any("baselines" in what for _, _, what in seen)
 
-    made = store.tokenizer()
+    made = store.tokenizer
     assert made is not None
     documents: list[str] = []
     for split, facts in manifest.splits.items():
@@ -262,7 +262,7 @@ def test_token_files_without_a_tokenizer(bins: Path, tmp_path: Path) -> None:
     train = manifest.splits["train"]
     assert (train.documents, train.text_bytes, train.longest_document) == (None, None, None)
     store = open_store(tmp_path / "out")
-    assert (store.tokenizer(), store.tokenizer_file, store.end_of_text) == (None, None, None)
+    assert (store.tokenizer, store.tokenizer_file, store.end_of_text) == (None, None, None)
 
 
 def test_character_files_are_not_taken_for_gpt2(bins: Path, tmp_path: Path) -> None:

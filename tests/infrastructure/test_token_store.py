@@ -51,7 +51,7 @@ def test_a_data_folder_reads_back(folder: Path) -> None:
     assert store.tokenizer_file == folder / "tokenizer.json"
     assert store.baselines.keys() == {"uniform", "unigram", "bigram", "trigram", "fitted_tokens"}
     assert store.baselines["unigram"] < store.baselines["uniform"] == pytest.approx(np.log(257))
-    tokenizer = store.tokenizer()
+    tokenizer = store.tokenizer
     assert tokenizer is not None
     assert tokenizer.decode(tokens.tolist()) == "<|endoftext|>".join([*VALIDATION, ""])
     with pytest.raises(DataError, match="no split 'test', only train, validation"):
@@ -129,7 +129,7 @@ def test_a_flipped_bit_passes_the_quick_check_and_not_the_full_one(folder: Path)
 def test_another_tokenizer_is_noticed(folder: Path) -> None:
     train_bpe(TRAIN, 300).save(folder / "tokenizer.json")
     with pytest.raises(DataError, match=r"fingerprint .* but the tokens were made with"):
-        open_store(folder).tokenizer()
+        _ = open_store(folder).tokenizer
 
 
 @settings(deadline=None, max_examples=80, derandomize=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from smallgpt.domain.config import DataConfig
+from smallgpt.domain.config import DataConfig, RunConfig
 from smallgpt.interfaces.cli import main
 from smallgpt.interfaces.cli.prepare import default_folder
 from smallgpt.kernels.select import BACKENDS
@@ -123,7 +123,8 @@ def test_a_missing_corpus_is_prepared_once(
     from rich.console import Console
 
     from smallgpt.infrastructure import preparing
-    from smallgpt.interfaces.cli.prepare import corpus_folder
+    from smallgpt.interfaces.cli.train import _data_folder
+    from smallgpt.interfaces.phases import Phases
 
     monkeypatch.chdir(tmp_path)
     calls = []
@@ -133,8 +134,10 @@ def test_a_missing_corpus_is_prepared_once(
         out.mkdir(parents=True)
 
     monkeypatch.setattr(preparing, "prepare_demo", prepare_demo)
-    settings = DataConfig(corpus="demo", tokenizer="bytes")
-    assert corpus_folder(settings, Console()) == corpus_folder(settings, Console()) == Path("data/demo-bytes")
+    config = RunConfig(data=DataConfig(corpus="demo", tokenizer="bytes"))
+    first, second = Phases(), Phases()
+    assert _data_folder(config, Console(), first) == _data_folder(config, Console(), second) == Path("data/demo-bytes")
+    assert (list(first.seconds), list(second.seconds)) == (["preparing data"], [])
     assert calls == [(Path("data/demo-bytes"), "bytes", 2048)]
     assert capsys.readouterr().out == "data     preparing data/demo-bytes\n"
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from smallgpt import __version__
 from smallgpt.domain.errors import ConfigError
+from smallgpt.interfaces import phases
 from smallgpt.interfaces.cli import errors
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code; arguments default to the process's own."""
+    phases.begin_command(phases.process_age() if arguments is None else 0.0)
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = _take_debug(tokens)
     sys.exit(errors.guard(lambda: _run(tokens), debug=debug))

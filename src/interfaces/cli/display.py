@@ -1,10 +1,12 @@
 """A run on the console: a live status line on a terminal, a plain line about every ten seconds elsewhere."""
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from math import isfinite
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +15,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.rule import Rule
 from rich.text import Text
+
+from smallgpt.interfaces.cli import profile_table
+from smallgpt.interfaces.phases import in_words
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -83,6 +88,8 @@ class Display:
             self.say(Text(f"         {what.replace('_', ' ')}: {reason}", style="dim"))
         if event.get("resumed_from") is not None:
             self.say(f"resumed  from step {event['resumed_from']:,}")
+        if "startup_seconds" in event:
+            self.say(f"start    {in_words(event['startup_seconds'])}")
         if event["baselines"]:
             self.lines = {name: event["baselines"][name] for name in MEANINGS if name in event["baselines"]}
             self.say(f"compare  {baseline_words(event['baselines'])}")
@@ -92,7 +99,8 @@ class Display:
 
     def _show_plan(self, event: dict[str, Any]) -> None:
         self.steps = event["steps"]
-        self.say(f"plan     {self.steps:,} steps: {event['reason']}")
+        spent = f"; timed for {event['seconds']:.1f} s" if "seconds" in event else ""
+        self.say(f"plan     {self.steps:,} steps: {event['reason']}{spent}")
 
     def _show_train(self, event: dict[str, Any]) -> None:
         self.facts.update(
@@ -159,6 +167,11 @@ class Display:
         again = f", {count} in a row" if count > 1 else ""
         words = f"step {event['step']:,}: {event['tensor']} is not finite; update skipped{again}"
         self.say(Text(words, style="yellow"))
+
+    def _show_profile(self, event: dict[str, Any]) -> None:
+        found = json.loads(Path(event["operations"]).read_text(encoding="utf-8"))
+        self.say(profile_table.in_words(found, self.console.width if self.console.is_terminal else None))
+        self.say(f"profile  {event['trace']} (open it in ui.perfetto.dev), {event['operations']}")
 
     def _show_checkpoint(self, event: dict[str, Any]) -> None:
         self.say(Text(f"saved    {event['path']}", style="dim"))

@@ -1,9 +1,10 @@
 """`smallgpt evaluate`: a model's cross-entropy on a whole text, next to what n-gram tables reach."""
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -11,12 +12,11 @@ from smallgpt.domain.errors import CheckpointError, ConfigError, DataError
 from smallgpt.interfaces.cli.flags import Json
 
 if TYPE_CHECKING:
+    from smallgpt.application.evaluation import Blocks
     from smallgpt.domain.metrics import Score
     from smallgpt.infrastructure.token_store import TokenStore
     from smallgpt.interfaces.opening import OpenedModel
-
-Item = TypeVar("Item")
-BATCH = 32
+    from smallgpt.interfaces.phases import Phases
 
 
 def evaluate(
@@ -48,29 +48,38 @@ def evaluate(
         device: auto, cpu, cuda or cuda:N.
         json: Print a JSON object instead: nats_per_token, bits_per_byte, perplexity, tokens, bytes, baselines.
     """
-    from smallgpt.interfaces.opening import open_model
-
     if text and data is not None:
         raise ConfigError("give --data or --text, not both")
+    from smallgpt.interfaces.looking import evaluate_split
+    from smallgpt.interfaces.opening import open_model
+    from smallgpt.interfaces.phases import Phases, in_words
+
+    phases = Phases.of_command()
+    phases.end("imports")
     opened = open_model(run, device)
+    phases.end("model")
     if text:
-        score, baselines = _score_text(opened, text), {}
+        score, baselines = _score_text(opened, text, phases), {}
     else:
-        store = _store(opened, data)
-        score, baselines = _score_split(opened, store, split), store.baselines
+        store = _store(opened, data, split)
+        phases.end("data")
+        progress = _progress(opened.model.config.block_size)
+        score, baselines = evaluate_split(opened.model, store, split, progress=progress), store.baselines
+    phases.end("scoring")
     result = {**score.as_dict(), "baselines": baselines}
     print(dumps(result, indent=2) if json else _words(opened.path, score, baselines))
+    print(f"time  {in_words(phases.seconds)}", file=sys.stderr)
 
 
-def _store(opened: "OpenedModel", data: Path | None) -> "TokenStore":
+def _store(opened: "OpenedModel", data: Path | None, split: str) -> "TokenStore":
     """The data folder asked for, or the run's own. Raises CheckpointError when its ids mean other tokens."""
     from smallgpt.infrastructure.token_store import open_store
 
     folder = data or (opened.run.config().data.path if opened.run is not None else None)
     if folder is None:
         raise ConfigError(f"{opened.path} does not say what it was trained on; give --data FOLDER or --text FILE")
-    store = open_store(folder)
-    theirs = store.tokenizer()
+    store = open_store(folder, to_read=(split,))
+    theirs = store.manifest.tokenizer
     if opened.tokenizer and theirs and opened.tokenizer.fingerprint != theirs.fingerprint:
         raise CheckpointError(
             f"{opened.path} uses another tokenizer ({opened.tokenizer.fingerprint[:12]}) than {folder} "
@@ -84,17 +93,7 @@ def _store(opened: "OpenedModel", data: Path | None) -> "TokenStore":
     return store
 
 
-def _score_split(opened: "OpenedModel", store: "TokenStore", split: str) -> "Score":
-    from smallgpt.application.evaluation import evaluate
-    from smallgpt.infrastructure.token_store import evaluation_blocks
-
-    tokens = store.tokens(split)
-    block_size = opened.model.config.block_size
-    blocks = evaluation_blocks(tokens, block_size, store.end_of_text, batch=BATCH)
-    return evaluate(opened.model, _with_progress(blocks, len(tokens), block_size), store.text_bytes(split))
-
-
-def _score_text(opened: "OpenedModel", files: tuple[Path, ...]) -> "Score":
+def _score_text(opened: "OpenedModel", files: tuple[Path, ...], phases: "Phases") -> "Score":
     """Documents as a data folder would hold them: each followed by end-of-text."""
     import numpy as np
 
@@ -114,21 +113,28 @@ def _score_text(opened: "OpenedModel", files: tuple[Path, ...]) -> "Score":
     if not parts:
         raise DataError(f"there is no text in {', '.join(map(str, files))}")
     tokens = np.concatenate(parts)
+    phases.end("data")
     block_size = opened.model.config.block_size
-    blocks = evaluation_blocks(tokens, block_size, tokenizer.end_of_text, batch=BATCH)
-    return evaluate(opened.model, _with_progress(blocks, len(tokens), block_size), text_bytes)
+    blocks = evaluation_blocks(tokens, block_size, tokenizer.end_of_text)
+    return evaluate(opened.model, _progress(block_size)(blocks, len(tokens)), text_bytes)
 
 
-def _with_progress(blocks: Iterable[Item], tokens: int, block_size: int) -> Iterator[Item]:
-    """The same batches of blocks, with a bar and the time left on a terminal."""
+def _progress(block_size: int) -> "Callable[[Blocks, int], Blocks]":
+    """Hands batches of blocks on, with a bar and the time left on a terminal."""
     from rich.console import Console
     from rich.progress import track
 
+    from smallgpt.infrastructure.token_store import BLOCKS_AT_ONCE
+
     console = Console(stderr=True)
-    batches = -(-tokens // (block_size * BATCH))
-    yield from track(
-        blocks, "evaluating", total=batches, console=console, transient=True, disable=not console.is_terminal
-    )
+
+    def shown(blocks: "Blocks", tokens: int) -> "Blocks":
+        batches = -(-tokens // (block_size * BLOCKS_AT_ONCE))
+        return track(
+            blocks, "evaluating", total=batches, console=console, transient=True, disable=not console.is_terminal
+        )
+
+    return shown
 
 
 def _words(model: Path, score: "Score", baselines: dict[str, Any]) -> str:

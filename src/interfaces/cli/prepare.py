@@ -1,5 +1,6 @@
 """`smallgpt prepare`: a corpus becomes a data folder."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,34 +205,48 @@ def default_folder(corpus: str, tokenizer: str, vocab_size: int) -> Path:
     return Path("data") / "-".join(parts)
 
 
-def corpus_folder(settings: DataConfig, console: "Console") -> Path:
-    """The data folder of a run's corpus, prepared first when it is missing."""
+def corpus_folder(settings: DataConfig) -> Path:
+    """The data folder of a run's corpus, there or not."""
+    return default_folder(str(settings.corpus), settings.tokenizer, settings.vocab_size)
+
+
+def prepare_corpus(settings: DataConfig, folder: Path, console: "Console") -> None:
+    """Make the data folder of a run's corpus."""
     from smallgpt.infrastructure.preparing import prepare_demo, prepare_hub
     from smallgpt.interfaces.cli.progress import shown
 
     corpus = str(settings.corpus)
-    folder = default_folder(corpus, settings.tokenizer, settings.vocab_size)
-    if not folder.exists():
-        console.print(f"data     preparing {folder}", highlight=False, soft_wrap=True)
-        with shown(console) as progress:
-            if corpus == "demo":
-                prepare_demo(folder, tokenizer=settings.tokenizer, vocab_size=settings.vocab_size, progress=progress)
-            else:
-                prepare_hub(
-                    corpus, folder, tokenizer=settings.tokenizer, vocab_size=settings.vocab_size, progress=progress
-                )
-    return folder
+    console.print(f"data     preparing {folder}", highlight=False, soft_wrap=True)
+    with shown(console) as progress:
+        if corpus == "demo":
+            prepare_demo(folder, tokenizer=settings.tokenizer, vocab_size=settings.vocab_size, progress=progress)
+        else:
+            prepare_hub(corpus, folder, tokenizer=settings.tokenizer, vocab_size=settings.vocab_size, progress=progress)
 
 
 def _prepare(make: Callable[[Path, "Progress"], "Manifest"], default: Path, target: Target) -> None:
     from rich.console import Console
 
     from smallgpt.interfaces.cli.progress import shown
+    from smallgpt.interfaces.phases import Phases, in_words
 
+    phases = Phases.of_command()
+    phases.end("imports")
     out = target.out or default
-    with shown(Console(stderr=True)) as progress:
+    with shown(Console(stderr=True)) as tell:
+        current = "reading"
+
+        def progress(done: int, total: int | None, what: str) -> None:
+            nonlocal current
+            if what != current:
+                phases.end(current)
+                current = what
+            tell(done, total, what)
+
         manifest = make(out, progress)
+        phases.end(current)
     print(manifest.model_dump_json(indent=2) if target.json else _words(manifest, out))
+    print(f"time  {in_words(phases.seconds)}", file=sys.stderr)
 
 
 def _words(manifest: "Manifest", out: Path) -> str:

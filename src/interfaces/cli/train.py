@@ -1,18 +1,22 @@
 """`smallgpt train`: settings, data and a run folder together, then the loop, then where everything is."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import ConfigError
 from smallgpt.interfaces.cli import settings
+from smallgpt.interfaces.cli.flags import Whole
 
 if TYPE_CHECKING:
     from smallgpt.application.training import Outcome
     from smallgpt.interfaces.cli.display import Display
+    from smallgpt.interfaces.phases import Phases
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
 
@@ -27,6 +31,7 @@ def train(
     out: Path | None = None,
     resume: Path | None = None,
     track: Annotated[tuple[TrackerName, ...], Parameter(negative="", show_default=False)] = (),
+    profile: Annotated[Whole | None, Parameter(validator=Number(gte=1))] = None,
     **flags: Any,
 ) -> int:
     """Train a model, or go on with a run.
@@ -40,6 +45,7 @@ def train(
       smallgpt train tinystories-cpu --training.max-minutes 10
       smallgpt train --data data/mine --model.n-layer 6 --track tensorboard
       smallgpt train --config my.toml --out runs/first
+      smallgpt train demo --training.max-steps 20 --profile 3
       smallgpt train --resume runs/first
 
     Args:
@@ -49,33 +55,46 @@ def train(
         out: Run folder to make. Default: runs/ and the preset's or data folder's name, numbered when that is taken.
         resume: Run to go on with; its settings are the base, and flags change them.
         track: Log to this tracker too; may be repeated.
+        profile: Record so many steps, after three: a trace and a table of operations in RUN/profile.
     """
     if data is not None:
         flags["data__path"] = data
     resolved = settings.resolve(*_layers(preset, config, resume, flags))
     run = _run_folder(preset, resolved, out, resume)
 
+    if profile is not None:  # the profiler reads it when torch is loaded, and else announces itself on stderr
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     from smallgpt.infrastructure.token_store import verify_store
     from smallgpt.interfaces import composition
     from smallgpt.interfaces.cli.display import Display, PatientConsole
+    from smallgpt.interfaces.phases import Phases
     from smallgpt.interfaces.resuming import check_same_data
     from smallgpt.interfaces.signals import stop_signals
 
+    phases = Phases.of_command()
+    phases.end("imports")
     console = PatientConsole()
-    folder = _data_folder(resolved, console)
+    folder = _data_folder(resolved, console, phases)
     vocab_size_given = "vocab_size" in resolved.model.model_fields_set
     store = verify_store(folder)
     if resume is not None:
         check_same_data(resolved, store)
     resolved = composition.resolve(resolved, store, folder, vocab_size_given=vocab_size_given)
+    phases.end("data")
+    trackers = _open_trackers(track, run, resolved)
+    if track:
+        phases.end("trackers")
     with Display(console) as display, stop_signals() as stop:
         outcome = composition.train(
             resolved,
+            store,
             run,
             resume=resume is not None,
-            trackers=[display, *_open_trackers(track, run, resolved)],
+            profile=profile or 0,
+            trackers=[display, *trackers],
             should_stop=stop,
             warn=display.say,
+            phases=phases,
         )
     _say_what_next(display, run, outcome, resolved.evaluation.prompt)
     return stop.exit_code if outcome.reason == "interrupted" else 0
@@ -131,13 +150,17 @@ def _is_taken(run: Path) -> bool:
     return not run.is_dir() or any(path.name not in ("lock", "config.toml", "tensorboard") for path in run.iterdir())
 
 
-def _data_folder(config: RunConfig, console: Any) -> Path:
+def _data_folder(config: RunConfig, console: Any, phases: "Phases") -> Path:
     """The data folder of a configuration, prepared when it is that of a corpus and missing."""
     if config.data.path is not None:
         return config.data.path
-    from smallgpt.interfaces.cli.prepare import corpus_folder
+    from smallgpt.interfaces.cli.prepare import corpus_folder, prepare_corpus
 
-    return corpus_folder(config.data, console)
+    folder = corpus_folder(config.data)
+    if not folder.exists():
+        prepare_corpus(config.data, folder, console)
+        phases.end("preparing data")
+    return folder
 
 
 def _open_trackers(names: tuple[TrackerName, ...], run: Path, config: RunConfig) -> list[Any]:
