@@ -1,0 +1,214 @@
+"""How much memory a training step takes, by arithmetic, before anything is allocated.
+
+A step has moments at which much is held at once: the loss, its gradient, the backward pass of the last and the first block,
+the embedding's gradient, the optimizer's update, and between steps an evaluation. The plan lists what is held at each; the
+largest is the peak. It is that of a step which torch runs operation by operation; a compiled one should stay below it.
+
+B sequences of T tokens make N = B·T rows; U stands for the N·C elements of a hidden state.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from smallgpt.application.evaluation import LOGIT_BYTES
+from smallgpt.domain.config import GPTConfig, RunConfig
+from smallgpt.domain.gpt import GPT
+from smallgpt.domain.optimizers import parameter_groups
+
+EVALUATION_BATCH = 32  # blocks that an evaluation takes at once, when their logits fit
+
+
+@dataclass(frozen=True)
+class KernelBytes:
+    """What the chosen implementations of the operations hold for one micro-batch."""
+
+    attention_kept: int
+    """From one layer's forward to its backward pass, its output not counted."""
+    attention_backward: int
+    """Besides, while that backward pass runs."""
+    layer_norm_kept: int
+    """From one norm's forward to its backward pass, its output not counted."""
+    loss_forward: int
+    """At most at once in the forward pass of output head and loss."""
+    loss_backward: int
+    """At most at once in their backward pass, both gradients included."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How numbers are stored: bytes an element."""
+
+    products: int
+    """Of matrix products: 4, or 2 under autocast."""
+    mask: int | None
+    """Of a dropout mask; None where torch makes it in the dtype that it multiplies, as on a CPU."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The moment of a step at which most is held, and what that is."""
+
+    micro_batch: int
+    moment: str
+    components: dict[str, int]
+    """Bytes by what they are for; together they are the peak."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes."""
+        return sum(self.components.values())
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Parameters by kind, counted."""
+
+    everything: int
+    head: int
+    """The tied embedding and output matrix."""
+    hidden: int
+    """The blocks' matrices."""
+    block: int
+    """One block with its vectors."""
+    wide: int
+    """The largest of the blocks' matrices."""
+
+
+def plan_memory(config: RunConfig, micro_batch: int, numbers: Numbers, kernels: KernelBytes) -> MemoryPlan:
+    """The plan of a run whose forward passes take micro_batch sequences; `kernels` are its implementations' figures for it."""
+    moments = moments_of(config, micro_batch, numbers, kernels)
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    return MemoryPlan(micro_batch, moment, {name: size for name, size in moments[moment].items() if size})
+
+
+def moments_of(
+    config: RunConfig, micro_batch: int, numbers: Numbers, kernels: KernelBytes
+) -> dict[str, dict[str, int]]:
+    """What is held at each moment, in bytes: moment -> component -> size."""
+    model, sizes, e = config.model, _count(config.model), numbers.products
+    T, C, L = model.block_size, model.n_embd, model.n_layer
+    U = micro_batch * T * C
+    matrix_in_products = 4 * C * C * e
+    cast = e * sizes.hidden if e < 4 else 0
+    kept = _kept(model, U, numbers, kernels, recomputes=config.training.activation_checkpointing)
+    before = 4 * sizes.everything if micro_batch < config.training.batch_size else 0  # of earlier micro-batches
+    head = 4 * sizes.head
+
+    always = {
+        "weights": 4 * sizes.everything,
+        "optimizer": _optimizer_state(config.optimizer.name, sizes),
+        "batch": 2 * 8 * config.training.batch_size * T,
+    }
+
+    def moment(**more: int) -> dict[str, int]:
+        return always | more
+
+    def backward(name: str, blocks_left: int, gradients: int, in_block: int) -> dict[str, dict[str, int]]:
+        """A block's backward pass: through its MLP, which is last, and then through its attention."""
+        held = kept.embedding + kept.before_blocks(blocks_left) + kept.block
+        casts = cast * blocks_left // L
+        made = before + head + (0 if before else gradients)
+        past_mlp = kept.block - kept.attention_side
+        return {
+            f"{name}'s MLP": moment(
+                gradients=made, cast_weights=casts, activations=held, backward=4 * U + 5 * U * e + in_block - kept.mask
+            ),
+            f"{name}'s attention": moment(
+                gradients=made,
+                cast_weights=casts,
+                activations=held - past_mlp,
+                backward=4 * U + U * e + kernels.attention_backward,
+            ),
+        }
+
+    all_blocks = kept.embedding + kept.all_blocks + kept.final
+    return {
+        "loss": moment(gradients=before, cast_weights=cast, activations=all_blocks + 4 * U, loss=kernels.loss_forward),
+        "gradient of the loss": moment(
+            gradients=before, cast_weights=cast, activations=all_blocks, loss=kernels.loss_backward
+        ),
+        **backward("last block", L, 0, matrix_in_products),
+        **backward("first block", 1, (L - 1) * 4 * sizes.block, matrix_in_products),
+        "gradient of the embedding": moment(
+            gradients=before + (2 * head if before else 4 * sizes.everything + head), backward=4 * U
+        ),
+        "optimizer": moment(gradients=4 * sizes.everything, update=_update(config.optimizer.name, sizes, C)),
+        "evaluation": moment(loss=_evaluation(model)),
+    }
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Activations from forward to backward, in bytes."""
+
+    embedding: int
+    block: int
+    """Of a block while its own backward pass runs."""
+    input_of_block: int | None
+    """What a block that is recomputed keeps instead."""
+    layers: int
+    final: int
+    attention_side: int
+    """The part of `block` that the attention's branch holds."""
+    mask: int
+    """Of one residual branch's dropout."""
+
+    def before_blocks(self, left: int) -> int:
+        """Of all blocks below the one that is number `left` from the bottom."""
+        each = self.block if self.input_of_block is None else self.input_of_block
+        return (left - 1) * each + (self.input_of_block or 0)
+
+    @property
+    def all_blocks(self) -> int:
+        """After the forward pass."""
+        return self.layers * (self.block if self.input_of_block is None else self.input_of_block)
+
+
+def _kept(model: GPTConfig, U: int, numbers: Numbers, kernels: KernelBytes, *, recomputes: bool) -> _Kept:
+    e = numbers.products
+    mask = U * (numbers.mask or e) if model.dropout else 0
+    norm = kernels.layer_norm_kept + U * e  # and its output, in the dtype of the product that reads it
+    attention = norm + kernels.attention_kept + U * e + mask  # the output projection keeps its input
+    mlp = norm + 2 * 4 * U * e + mask  # before and after the GELU
+    return _Kept(
+        embedding=U * (numbers.mask or 4) if model.dropout else 0,
+        block=attention + mlp,
+        input_of_block=4 * U + U * e if recomputes else None,  # residual and delta
+        layers=model.n_layer,
+        final=kernels.layer_norm_kept,
+        attention_side=attention,
+        mask=mask,
+    )
+
+
+def _count(model: GPTConfig) -> _Sizes:
+    with torch.device("meta"):
+        groups = parameter_groups(GPT(model))
+    hidden = [parameter.numel() for _, parameter in groups["hidden"]]
+    everything = sum(parameter.numel() for group in groups.values() for _, parameter in group)
+    head = model.vocab_size * model.n_embd
+    block = (everything - head - model.block_size * model.n_embd) // model.n_layer
+    return _Sizes(everything, head, sum(hidden), block, max(hidden))
+
+
+def _optimizer_state(name: str, sizes: _Sizes) -> int:
+    """AdamW keeps two moments, Muon one; all fp32."""
+    return 8 * sizes.everything - (4 * sizes.hidden if name == "muon" else 0)
+
+
+def _update(name: str, sizes: _Sizes, C: int) -> int:
+    """Muon's for one matrix: the fp32 mean of gradient and momentum, three of its iterates in bf16, two C² products."""
+    return sizes.wide * (4 + 3 * 2) + 2 * 2 * C * C if name == "muon" else 0
+
+
+def _evaluation(model: GPTConfig) -> int:
+    """Logits and log-probabilities in fp32."""
+    rows = min(EVALUATION_BATCH, max(1, LOGIT_BYTES // (4 * model.vocab_size * model.block_size)))
+    return 8 * rows * model.block_size * model.vocab_size
+
+
+def largest_that_fits(plans: Iterable[MemoryPlan], available: int) -> MemoryPlan | None:
+    """The first plan, of those ordered from the largest micro-batch down, whose peak is within `available` bytes."""
+    return next((plan for plan in plans if plan.peak <= available), None)
