@@ -7,8 +7,9 @@ largest is the peak. It is that of a step which torch runs operation by operatio
 B sequences of T tokens make N = B·T rows; U stands for the N·C elements of a hidden state.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -76,17 +77,31 @@ class _Sizes:
     """The largest of the blocks' matrices."""
 
 
-def plan_memory(config: RunConfig, micro_batch: int, numbers: Numbers, kernels: KernelBytes) -> MemoryPlan:
+def plan_memory(
+    config: RunConfig, micro_batch: int, numbers: Numbers, kernels: KernelBytes, *, evaluates: bool = True
+) -> MemoryPlan:
     """The plan of a run whose forward passes take micro_batch sequences; `kernels` are its implementations' figures for it."""
-    moments = moments_of(config, micro_batch, numbers, kernels)
+    moments = _training(config, micro_batch, numbers, kernels)
+    if evaluates:
+        moments["evaluation"] = _always(config) | {"loss": _evaluation(config.model)}
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     return MemoryPlan(micro_batch, moment, {name: size for name, size in moments[moment].items() if size})
 
 
-def moments_of(
+def _always(config: RunConfig) -> dict[str, int]:
+    """What is held at every moment."""
+    sizes = _count(config.model)
+    return {
+        "weights": 4 * sizes.everything,
+        "optimizer": _optimizer_state(config.optimizer.name, sizes),
+        "batch": 2 * 8 * config.training.batch_size * config.model.block_size,
+    }
+
+
+def _training(
     config: RunConfig, micro_batch: int, numbers: Numbers, kernels: KernelBytes
 ) -> dict[str, dict[str, int]]:
-    """What is held at each moment, in bytes: moment -> component -> size."""
+    """What is held at each moment of a step, in bytes: moment -> component -> size."""
     model, sizes, e = config.model, _count(config.model), numbers.products
     T, C, L = model.block_size, model.n_embd, model.n_layer
     U = micro_batch * T * C
@@ -96,14 +111,8 @@ def moments_of(
     before = 4 * sizes.everything if micro_batch < config.training.batch_size else 0  # of earlier micro-batches
     head = 4 * sizes.head
 
-    always = {
-        "weights": 4 * sizes.everything,
-        "optimizer": _optimizer_state(config.optimizer.name, sizes),
-        "batch": 2 * 8 * config.training.batch_size * T,
-    }
-
     def moment(**more: int) -> dict[str, int]:
-        return always | more
+        return _always(config) | more
 
     def backward(name: str, blocks_left: int, gradients: int, in_block: int) -> dict[str, dict[str, int]]:
         """A block's backward pass: through its MLP, which is last, and then through its attention."""
@@ -135,7 +144,6 @@ def moments_of(
             gradients=before + (2 * head if before else 4 * sizes.everything + head), backward=4 * U
         ),
         "optimizer": moment(gradients=4 * sizes.everything, update=_update(config.optimizer.name, sizes, C)),
-        "evaluation": moment(loss=_evaluation(model)),
     }
 
 
@@ -183,6 +191,7 @@ def _kept(model: GPTConfig, U: int, numbers: Numbers, kernels: KernelBytes, *, r
     )
 
 
+@lru_cache
 def _count(model: GPTConfig) -> _Sizes:
     with torch.device("meta"):
         groups = parameter_groups(GPT(model))
@@ -209,6 +218,18 @@ def _evaluation(model: GPTConfig) -> int:
     return 8 * rows * model.block_size * model.vocab_size
 
 
-def largest_that_fits(plans: Iterable[MemoryPlan], available: int) -> MemoryPlan | None:
-    """The first plan, of those ordered from the largest micro-batch down, whose peak is within `available` bytes."""
-    return next((plan for plan in plans if plan.peak <= available), None)
+def even_splits(batch_size: int) -> list[int]:
+    """Micro-batches that need 1, 2, 3, ... passes, from the largest down: of 32 they are 32, 16, 11, 8, 7, 6, 5, 4, 3, 2, 1."""
+    return sorted({-(-batch_size // passes) for passes in range(1, batch_size + 1)}, reverse=True)
+
+
+def largest_micro_batch(batch_size: int, fits: Callable[[int], bool]) -> int | None:
+    """The largest micro-batch that fits: a divisor of the batch, unless an uneven split fits twice as many sequences.
+
+    Passes of one shape are one graph to a compiler. None when not even one sequence fits.
+    """
+    fitting = [size for size in even_splits(batch_size) if fits(size)]
+    divisors = [size for size in fitting if batch_size % size == 0]
+    if not fitting:
+        return None
+    return divisors[0] if divisors and 2 * divisors[0] > fitting[0] else fitting[0]

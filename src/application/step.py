@@ -81,7 +81,7 @@ class Stepper:
     def _accumulate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, int]:
         """Backward through every micro-batch, each weighted by its share of the global batch's valid tokens."""
         settings = self.config.training
-        micro = settings.micro_batch or len(inputs)
+        micro = settings.micro_batch if isinstance(settings.micro_batch, int) else len(inputs)
         total = self.processes.sum((targets != -100).sum()).item()
         loss = torch.zeros((), device=self.device)
         forward = self.model if self.forward is None else self.forward

@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 
 from smallgpt.domain.errors import HardwareError
+from smallgpt.infrastructure.hardware import available_memory, resident_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -110,6 +111,22 @@ def memory_in_use(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_held(device: torch.device) -> int:
+    """Bytes: allocated on a GPU, resident on a CPU. From here on memory_in_use() of a GPU counts anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    return resident_memory()
+
+
+def memory_available(device: torch.device) -> int | None:
+    """Bytes that a run may still take there; None where nothing tells."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return available_memory()
 
 
 def choose_compile(device: torch.device, wanted: str) -> Choice:

@@ -21,6 +21,7 @@ from smallgpt.infrastructure.token_store import ShortThenFull, TokenStore, open_
 from smallgpt.infrastructure.trackers import JsonLines, Several
 from smallgpt.interfaces.looking import evaluator, sampler
 from smallgpt.interfaces.machine import Machine, choose_machine
+from smallgpt.interfaces.memory import RunMemory, explaining_shortage, settle
 from smallgpt.interfaces.resuming import check_resumable, state_to_resume
 
 VOCABULARY_MULTIPLE = 64  # rows of the embedding: aligned matrix products; gives 50,304 for GPT-2's 50,257
@@ -69,6 +70,9 @@ def train(
     started = time.perf_counter()
     store = open_store(config.data.path)
     machine = choose_machine(config)  # before anything is written: a device that is not there leaves no folder
+    config, memory = settle(config, machine)
+    if memory.warning is not None:
+        warn(memory.warning)
     run = RunFolder(out)
     with run.lock():
         saved = None
@@ -79,7 +83,8 @@ def train(
         run.write_config(config)
         sink = Several([JsonLines(run.metrics_file), *(trackers or [])])
         try:
-            return _train(config, run, store, machine, saved, sink, should_stop, started)
+            with explaining_shortage(config, machine, memory):
+                return _train(config, run, store, machine, memory, saved, sink, should_stop, started)
         finally:
             sink.close()
 
@@ -89,6 +94,7 @@ def _train(
     run: RunFolder,
     store: TokenStore,
     machine: Machine,
+    memory: RunMemory,
     saved: TrainingState | None,
     tracker: Tracker,
     should_stop: Callable[[], bool],
@@ -99,7 +105,7 @@ def _train(
     model = _model(config, machine, saved)
     forward = torch.compile(model, dynamic=False) if machine.compiling.value == "on" else None
     peak = devices.matmul_peak(machine.device, machine.dtype)
-    tracker.log(start_event(config, store, model, machine, peak, saved))
+    tracker.log(start_event(config, store, model, machine, memory, peak, saved))
     look = Look(
         evaluator(store, config.evaluation.max_tokens),
         sampler(config.evaluation, settings.seed, store.tokenizer()),
@@ -135,6 +141,7 @@ def _model(config: RunConfig, machine: Machine, saved: TrainingState | None) -> 
     """A new model as the run's settings start it, or the saved one."""
     torch.manual_seed(config.training.seed)
     model = GPT(config.model, machine.kernels.ops)
+    model.transformer.recomputes_blocks = config.training.activation_checkpointing
     model.transformer.wte.weight.data.mul_(config.training.embedding_std / 0.02)
     if config.training.positions == "sinusoidal":
         table = sinusoidal_positions(config.model.block_size, config.model.n_embd)
@@ -155,7 +162,13 @@ def _batches(config: RunConfig, store: TokenStore, *, short_steps: int) -> Short
 
 
 def start_event(
-    config: RunConfig, store: TokenStore, model: GPT, machine: Machine, peak: float, saved: TrainingState | None
+    config: RunConfig,
+    store: TokenStore,
+    model: GPT,
+    machine: Machine,
+    memory: RunMemory,
+    peak: float,
+    saved: TrainingState | None,
 ) -> dict[str, Any]:
     """The first line of a sitting: what runs, where, on which data, and the lines to compare with."""
     settings = config.training
@@ -168,7 +181,8 @@ def start_event(
         "device": str(machine.device),
         "threads": int(machine.threads.value),
         "precision": machine.precision.value,
-        "reasons": machine.reasons(),
+        "reasons": machine.reasons() | ({"micro_batch": memory.reason} if memory.reason else {}),
+        **memory.event(),
         "parameters": model.n_parameters(positions=True),
         "planned_steps": saved.loop["total_steps"] if saved and planned is None else planned,
         "tokens_per_step": settings.batch_size * config.model.block_size,

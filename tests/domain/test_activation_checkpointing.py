@@ -53,7 +53,9 @@ def test_loss_and_gradients_are_the_same_bits(precision: str, dropout: float, op
 def test_the_masks_of_dropout_matter_to_the_gradients() -> None:
     """The test above has teeth: with other masks in the backward pass the gradients would be others."""
     config = CONFIG.model_copy(update={"dropout": 0.2})
-    gradients = [loss_and_gradients(config.model_copy(update={"dropout": p}), "fp32", recomputes=True) for p in (0, 0.2)]
+    gradients = [
+        loss_and_gradients(config.model_copy(update={"dropout": p}), "fp32", recomputes=True) for p in (0, 0.2)
+    ]
     name = "transformer.h.0.mlp.c_fc.weight"
     assert not torch.allclose(gradients[0][name], gradients[1][name], rtol=0.1)
 

@@ -47,6 +47,8 @@ class Display:
         self.lines: dict[str, float] = {}
         self.average: float | None = None
         self.last_line = -SECONDS_BETWEEN_LINES
+        self.planned: int | None = None
+        self.held = 0
 
     def __enter__(self) -> Self:
         if self.live:
@@ -81,11 +83,29 @@ class Display:
         self.say(f"machine  {event['device']}, {threads}, {event['precision']}")
         for what, reason in event["reasons"].items():
             self.say(Text(f"         {what.replace('_', ' ')}: {reason}", style="dim"))
+        self._show_memory_plan(event)
         if event.get("resumed_from") is not None:
             self.say(f"resumed  from step {event['resumed_from']:,}")
         if event["baselines"]:
             self.lines = {name: event["baselines"][name] for name in MEANINGS if name in event["baselines"]}
             self.say(f"compare  {baseline_words(event['baselines'])}")
+
+    def _show_memory_plan(self, event: dict[str, Any]) -> None:
+        parts = event.get("memory_plan")
+        if not parts:
+            return
+        self.planned, self.held = sum(parts.values()), event["memory_before"]
+        biggest = sorted(parts, key=parts.__getitem__, reverse=True)
+        words = ", ".join(f"{name.replace('_', ' ')} {size(parts[name])}" for name in biggest)
+        self.say(
+            f"memory   {size(self.planned)} planned, most of it held at once for the {event['memory_plan_moment']}"
+        )
+        self.say(Text(f"         {words}", style="dim"))
+
+    def _show_end(self, event: dict[str, Any]) -> None:
+        if self.planned is not None and "memory_bytes" in event:
+            measured = event["memory_bytes"] - self.held
+            self.say(Text(f"memory   {size(self.planned)} planned, {size(measured)} measured", style="dim"))
 
     def _show_plan(self, event: dict[str, Any]) -> None:
         self.steps = event["steps"]

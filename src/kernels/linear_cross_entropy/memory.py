@@ -29,7 +29,8 @@ def loss_bytes(
     gradients = N * C * x_itemsize + 4 * V * C
     if backend == "reference":
         logits = N * V * e
-        return LossBytes(logits + 4 * N * V, max(5 * logits, 2 * logits + gradients))
+        cast = V * C * e if e < 4 else 0  # of the weight, kept for dx; as large is dW before it becomes fp32
+        return LossBytes(cast + logits + 4 * N * V, cast + max(5 * logits, 2 * logits + gradients + cast))
     if backend == "torch":
         kept = N * C * x_itemsize + 4 * V * C
         return LossBytes(kept + _native_workspace(e, N, V, C), kept + gradients)
