@@ -98,9 +98,7 @@ def _always(config: RunConfig) -> dict[str, int]:
     }
 
 
-def _training(
-    config: RunConfig, micro_batch: int, numbers: Numbers, kernels: KernelBytes
-) -> dict[str, dict[str, int]]:
+def _training(config: RunConfig, micro_batch: int, numbers: Numbers, kernels: KernelBytes) -> dict[str, dict[str, int]]:
     """What is held at each moment of a step, in bytes: moment -> component -> size."""
     model, sizes, e = config.model, _count(config.model), numbers.products
     T, C, L = model.block_size, model.n_embd, model.n_layer

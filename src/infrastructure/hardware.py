@@ -64,6 +64,11 @@ def available_memory() -> int | None:
     return min((size for size in left if size is not None), default=None)
 
 
+def address_space() -> int:
+    """Bytes of addresses that this process has taken; 0 where nothing tells."""
+    return _own_memory()[0] if _own_memory() else 0
+
+
 def resident_memory() -> int:
     """Bytes of this process in memory now; 0 where nothing tells."""
     return _own_memory()[1] if _own_memory() else 0
@@ -142,8 +147,8 @@ def _left_in_container() -> int | None:
 
 
 def _left_of_addresses() -> int | None:
-    limit, used = resource.getrlimit(resource.RLIMIT_AS)[0], _own_memory()
-    return max(0, limit - used[0]) if used and limit != resource.RLIM_INFINITY else None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - address_space())
 
 
 def _own_memory() -> list[int]:

@@ -15,8 +15,8 @@ from smallgpt.kernels.attention import memory as attention
 from smallgpt.kernels.layer_norm import memory as layer_norm
 from smallgpt.kernels.linear_cross_entropy import memory as linear_cross_entropy
 
-# Of what is available: the plan is within a tenth of the peak, and allocators lose some to gaps.
-USABLE = 0.85
+# Of what is available. The plan is within a tenth of the peak; allocators lose some to gaps, and the C library's most.
+USABLE = {"cuda": 0.85, "cpu": 0.7}
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def explaining_shortage(config: RunConfig, machine: Machine, memory: RunMemory) 
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        tried = re.search(r"tried to allocate [\d.]+ \w+", str(error), re.IGNORECASE)
-        what = tried[0].lower().replace("bytes", "B") if tried else "an allocation failed"
+        tried = re.search(r"ried to allocate ([\d.]+ \w+)", str(error))
+        what = f"tried to allocate {tried[1].replace('bytes', 'B')}" if tried else "an allocation failed"
         # What failed did not fit, whatever was available: advise well below it.
-        limit = min(memory.available or memory.plan.peak, int(0.75 * memory.plan.peak / USABLE))
+        limit = min(memory.available or memory.plan.peak, int(0.75 * memory.plan.peak / USABLE[machine.device.type]))
         raise HardwareError(_too_much(config, machine, limit, what, memory)) from error
 
 
@@ -138,7 +138,10 @@ def _remedies(config: RunConfig, machine: Machine, available: int) -> str:
 
 def _largest(config: RunConfig, machine: Machine, available: int | None) -> int | None:
     def fits(micro_batch: int) -> bool:
-        return available is None or plan(_with(config, micro_batch=micro_batch), machine).peak <= USABLE * available
+        return (
+            available is None
+            or plan(_with(config, micro_batch=micro_batch), machine).peak <= USABLE[machine.device.type] * available
+        )
 
     return largest_micro_batch(config.training.batch_size, fits)
 
@@ -149,7 +152,7 @@ def _reason(config: RunConfig, machine: Machine, available: int | None) -> str:
         return f"{micro_batch}: the whole batch; nothing here tells how much memory is free"
     which = "the whole batch fits" if micro_batch == config.training.batch_size else "the largest that fits"
     peak = plan(config, machine).peak
-    return f"{micro_batch}: {which}: {_words(peak)} planned, {USABLE:.0%} of {_words(available)} usable"
+    return f"{micro_batch}: {which}: {_words(peak)} planned, {USABLE[machine.device.type]:.0%} of {_words(available)} usable"
 
 
 def _with(config: RunConfig, **training: object) -> RunConfig:

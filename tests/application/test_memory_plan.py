@@ -2,7 +2,14 @@
 
 import pytest
 
-from smallgpt.application.memory_plan import KernelBytes, MemoryPlan, Numbers, even_splits, largest_micro_batch, plan_memory
+from smallgpt.application.memory_plan import (
+    KernelBytes,
+    MemoryPlan,
+    Numbers,
+    even_splits,
+    largest_micro_batch,
+    plan_memory,
+)
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.gpt import GPT
 

@@ -48,7 +48,7 @@ class Display:
         self.average: float | None = None
         self.last_line = -SECONDS_BETWEEN_LINES
         self.planned: int | None = None
-        self.held = 0
+        self.held, self.on_cpu = 0, True
 
     def __enter__(self) -> Self:
         if self.live:
@@ -94,18 +94,24 @@ class Display:
         parts = event.get("memory_plan")
         if not parts:
             return
-        self.planned, self.held = sum(parts.values()), event["memory_before"]
-        biggest = sorted(parts, key=parts.__getitem__, reverse=True)
-        words = ", ".join(f"{name.replace('_', ' ')} {size(parts[name])}" for name in biggest)
-        self.say(
-            f"memory   {size(self.planned)} planned, most of it held at once for the {event['memory_plan_moment']}"
-        )
+        self.planned, self.held, self.on_cpu = sum(parts.values()), event["memory_before"], event["device"] == "cpu"
+        biggest_first = sorted(parts, key=parts.__getitem__, reverse=True)
+        words = ", ".join(f"{name.replace('_', ' ')} {size(parts[name])}" for name in biggest_first)
+        self.say(f"memory   {size(self.planned)} planned, at its most: {event['memory_plan_moment']}")
         self.say(Text(f"         {words}", style="dim"))
 
     def _show_end(self, event: dict[str, Any]) -> None:
-        if self.planned is not None and "memory_bytes" in event:
-            measured = event["memory_bytes"] - self.held
-            self.say(Text(f"memory   {size(self.planned)} planned, {size(measured)} measured", style="dim"))
+        if self.planned is None:
+            return
+        measured = size(max(0, event["memory_bytes"] - self.held))
+        # its resident size is all that a CPU process tells of its peak
+        words = f"; the process grew by {measured}, libraries and unused gaps included"
+        self.say(
+            Text(
+                f"memory   {size(self.planned)} planned{words if self.on_cpu else f', {measured} measured'}",
+                style="dim",
+            )
+        )
 
     def _show_plan(self, event: dict[str, Any]) -> None:
         self.steps = event["steps"]
