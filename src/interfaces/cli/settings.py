@@ -70,7 +70,7 @@ def mistakes(error: ValidationError, sources: dict[tuple[str, ...], str] | None 
     alternatives: dict[str, str] = {}
     for detail in error.errors(include_url=False):
         name = ".".join(str(part) for part in detail["loc"][:2])  # beyond, pydantic names the branches of a union
-        source = (sources or {}).get(tuple(str(part) for part in detail["loc"]), "")
+        source = (sources or {}).get(tuple(str(part) for part in detail["loc"][:2]), "")
         where = f" in {source}" if source else ""
         if detail["type"] == "extra_forbidden":
             lines.append(f"unknown setting {name}{where}{_hint(name)}")
