@@ -93,7 +93,7 @@ class Stepper:
     def _accumulate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Backward through every micro-batch, each row weighted alike -> the mean over the global batch, and its tokens."""
         settings = self.config.training
-        micro = settings.micro_batch or len(inputs)
+        micro = settings.micro_batch if isinstance(settings.micro_batch, int) else len(inputs)
         total = self.processes.sum((targets != -100).sum()).to(self.device, non_blocking=True)
         loss = torch.zeros((), device=self.device)
         for x, y in zip(torch.split(inputs, micro), torch.split(targets, micro), strict=True):

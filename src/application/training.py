@@ -218,7 +218,8 @@ class Loop:
         seconds = self.seconds
         final = self._evaluate(whole=True) if finished else None
         reason = "finished" if finished else "interrupted"
-        self.tracker.log({"event": "end", "step": self.step, "seconds": seconds, "reason": reason})
+        end = {"event": "end", "step": self.step, "seconds": seconds, "reason": reason, "memory_bytes": self.memory()}
+        self.tracker.log(end)
         return Outcome(self.step, reason, seconds, final)
 
 

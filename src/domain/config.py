@@ -116,8 +116,10 @@ class TrainingConfig(Section):
     """Wall-clock length: the first steps are timed once, then the number of steps is fixed and recorded."""
     batch_size: Positive = 32
     """Sequences in one optimizer step, over all micro-batches and processes."""
-    micro_batch: Positive | None = None
-    """Sequences in one forward and backward pass; batch_size when not given. Less needs less memory, same result."""
+    micro_batch: Positive | Literal["auto"] | None = None
+    """Sequences in one forward and backward pass; batch_size when not given, auto: what fits. Less memory, same result."""
+    activation_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping it: about a third slower, far less memory."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of matrix products; weights, statistics and losses stay fp32."""
     device: str = "auto"
@@ -155,7 +157,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> Self:
-        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+        if isinstance(self.micro_batch, int) and self.micro_batch > self.batch_size:
             raise ValueError(f"micro_batch ({self.micro_batch}) is larger than batch_size ({self.batch_size})")
         return self
 

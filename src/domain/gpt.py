@@ -6,11 +6,13 @@ layer norm that follows it, across block boundaries too.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from math import sqrt
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from smallgpt.domain.cache import KVCache
 from smallgpt.domain.config import INITIAL_STD, GPTConfig
@@ -84,7 +86,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """From embedded tokens to the normalised hidden state that the output head reads."""
+    """From embedded tokens to the normalised hidden state that the output head reads.
+
+    With `recomputes_blocks` a block keeps its inputs alone for the backward pass, which computes the rest again, dropout
+    included: a third more time for far less memory (arXiv 1604.06174).
+    """
 
     def __init__(self, config: GPTConfig, ops: Ops) -> None:
         super().__init__()
@@ -93,14 +99,17 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(config, layer, ops) for layer in range(config.n_layer))
         self.ln_f = LayerNorm(config, ops)
         self.dropout = config.dropout
+        self.recomputes_blocks = False
 
     def forward(self, tokens: Tensor, cache: KVCache | None) -> Tensor:  # (B, T, C) each
         start = cache.used if cache is not None else 0
         positions = torch.arange(start, start + tokens.size(1), device=tokens.device)
         residual = dropout(tokens + self.wpe(positions), self.dropout, self.training)
         delta = None
+        recompute = self.recomputes_blocks and cache is None and torch.is_grad_enabled()
         for block in self.h:
-            residual, delta = block(residual, delta, cache)
+            forward = partial(checkpoint, block, use_reentrant=False) if recompute else block
+            residual, delta = forward(residual, delta, cache)
         x: Tensor = self.ln_f(residual, delta)[1]
         return x
 

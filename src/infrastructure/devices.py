@@ -10,6 +10,7 @@ import torch
 
 from smallgpt.domain.errors import HardwareError
 from smallgpt.infrastructure import cpus
+from smallgpt.infrastructure.hardware import available_memory, resident_memory
 
 PROBED_MINUTES = 20  # compiling takes up to one, and gained 0 to 15 % of a step
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -123,6 +124,9 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, size: int = 1024, seco
         a @ b
         _wait(device)
         best = min(best, time.perf_counter() - start)
+    del a, b
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # a run's peak is not to be that of this probe
     return 2 * n**3 / best
 
 
@@ -145,6 +149,22 @@ def memory_in_use(device: torch.device) -> int:
     import resource
 
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def memory_held(device: torch.device) -> int:
+    """Bytes: allocated on a GPU, resident on a CPU. From here on memory_in_use() of a GPU counts anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    return resident_memory()
+
+
+def memory_available(device: torch.device) -> int | None:
+    """Bytes that a run may still take there; None where nothing tells."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return available_memory()
 
 
 def choose_compile(device: torch.device, wanted: str, minutes: float | None = None) -> Choice:
@@ -171,12 +191,14 @@ def choose_compile(device: torch.device, wanted: str, minutes: float | None = No
     return Choice("on", "asked for" if wanted == "on" else "a toy compiled and ran")
 
 
-def choose_graphs(device: torch.device, wanted: str) -> Choice:
-    """ "on" or "off": the step as a CUDA graph. Raises HardwareError when it is asked for without a GPU."""
+def choose_graphs(device: torch.device, wanted: str, obstacle: str | None = None) -> Choice:
+    """ "on" or "off": the step as a CUDA graph. Raises HardwareError when it is asked for and cannot be."""
     if device.type != "cuda":
-        if wanted == "on":
-            raise HardwareError(f"CUDA graphs need a GPU, and this run is on {device}; use --training.cuda-graphs auto")
-        return Choice("off", "a CPU has none")
+        obstacle = "a CPU has none"
+    if obstacle is not None and wanted == "on":
+        raise HardwareError(f"CUDA graphs cannot be used on {device}: {obstacle}; use --training.cuda-graphs auto")
+    if obstacle is not None:
+        return Choice("off", obstacle)
     if wanted == "off":
         return Choice("off", "asked for")
     return Choice(

@@ -3,6 +3,7 @@
 import getpass
 import os
 import platform
+import resource
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -51,10 +52,26 @@ def hardware() -> Hardware:
         cores=cores,
         usable_threads=len(os.sched_getaffinity(0)),
         memory_bytes=min(limits, default=None),
-        available_memory_bytes=memory.get("MemAvailable"),
+        available_memory_bytes=available_memory(),
         free_disk_bytes=shutil.disk_usage(Path.cwd()).free,
         gpus=_gpus(),
     )
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take: of the machine, of its container, and of its own address space (ulimit -v)."""
+    left = [_meminfo().get("MemAvailable"), _left_in_container(), _left_of_addresses()]
+    return min((size for size in left if size is not None), default=None)
+
+
+def address_space() -> int:
+    """Bytes of addresses that this process has taken; 0 where nothing tells."""
+    return _own_memory()[0] if _own_memory() else 0
+
+
+def resident_memory() -> int:
+    """Bytes of this process in memory now; 0 where nothing tells."""
+    return _own_memory()[1] if _own_memory() else 0
 
 
 def versions() -> dict[str, str]:
@@ -128,6 +145,25 @@ def _container_memory() -> int | None:
     """The limit of this control group (version 2); "max" is none."""
     words = "".join(_lines("/sys/fs/cgroup/memory.max")).strip()
     return int(words) if words.isdigit() else None
+
+
+def _left_in_container() -> int | None:
+    """What is in use counts without the files' cache that can be dropped."""
+    limit, used = _container_memory(), "".join(_lines("/sys/fs/cgroup/memory.current")).strip()
+    if limit is None or not used.isdigit():
+        return None
+    cache = [int(line.split()[1]) for line in _lines("/sys/fs/cgroup/memory.stat") if line.startswith("inactive_file ")]
+    return max(0, limit - int(used) + sum(cache))
+
+
+def _left_of_addresses() -> int | None:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - address_space())
+
+
+def _own_memory() -> list[int]:
+    """This process's bytes: addresses, resident, ..."""
+    return [int(pages) * resource.getpagesize() for line in _lines("/proc/self/statm") for pages in line.split()]
 
 
 def _lines(path: str) -> list[str]:

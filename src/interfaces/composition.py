@@ -25,6 +25,7 @@ from smallgpt.infrastructure.token_store import ShortThenFull, TokenStore
 from smallgpt.infrastructure.trackers import JsonLines, Several
 from smallgpt.interfaces.looking import evaluator, sampler
 from smallgpt.interfaces.machine import Machine, choose_machine
+from smallgpt.interfaces.memory import RunMemory, explaining_shortage, settle
 from smallgpt.interfaces.phases import Phases
 from smallgpt.interfaces.resuming import check_resumable, state_to_resume
 
@@ -79,6 +80,9 @@ def train(
     phases = phases or Phases()
     machine = choose_machine(config)  # before anything is written: a device that is not there leaves no folder
     phases.end("kernels")
+    config, memory = settle(config, machine)
+    if memory.warning is not None:
+        warn(memory.warning)
     run = RunFolder(out)
     with run.lock():
         saved = None
@@ -94,7 +98,8 @@ def train(
         run.write_config(config)
         sink = Several([JsonLines(run.metrics_file), *(trackers or [])])
         try:
-            return _train(config, run, store, machine, saved, sink, should_stop, started, phases, profile)
+            with explaining_shortage(config, machine, memory):
+                return _train(config, run, store, machine, memory, saved, sink, should_stop, started, phases, profile)
         finally:
             sink.close()
 
@@ -104,6 +109,7 @@ def _train(
     run: RunFolder,
     store: TokenStore,
     machine: Machine,
+    memory: RunMemory,
     saved: TrainingState | None,
     tracker: Tracker,
     should_stop: Callable[[], bool],
@@ -128,7 +134,9 @@ def _train(
 
     stepper = make_stepper(total_steps or PROVISIONAL_STEPS)
     phases.end("optimizer")
-    tracker.log({**start_event(config, store, model, machine, peak, saved), "startup_seconds": phases.rounded()})
+    tracker.log(
+        {**start_event(config, store, model, machine, memory, peak, saved), "startup_seconds": phases.rounded()}
+    )
     compiled = machine.compiling.value == "on"
     if compiled:
         compile_blocks(model)
@@ -190,6 +198,7 @@ def _model(config: RunConfig, machine: Machine, saved: TrainingState | None) -> 
     """A new model as the run's settings start it, or the saved one."""
     torch.manual_seed(config.training.seed)
     model = GPT(config.model, machine.kernels.ops)
+    model.transformer.recomputes_blocks = config.training.activation_checkpointing
     model.transformer.wte.weight.data.mul_(config.training.embedding_std / INITIAL_STD)
     if config.training.positions == "sinusoidal":
         table = sinusoidal_positions(config.model.block_size, config.model.n_embd)
@@ -217,7 +226,13 @@ def _batches(
 
 
 def start_event(
-    config: RunConfig, store: TokenStore, model: GPT, machine: Machine, peak: float, saved: TrainingState | None
+    config: RunConfig,
+    store: TokenStore,
+    model: GPT,
+    machine: Machine,
+    memory: RunMemory,
+    peak: float,
+    saved: TrainingState | None,
 ) -> dict[str, Any]:
     """The first line of a sitting: what runs, where, on which data, and the lines to compare with."""
     settings = config.training
@@ -230,7 +245,8 @@ def start_event(
         "device": str(machine.device),
         "threads": int(machine.threads.value),
         "precision": machine.precision.value,
-        "reasons": machine.reasons(),
+        "reasons": machine.reasons() | ({"micro_batch": memory.reason} if memory.reason else {}),
+        **memory.event(),
         "parameters": model.n_parameters(positions=True),
         "planned_steps": saved.loop["total_steps"] if saved and planned is None else planned,
         "tokens_per_step": settings.batch_size * config.model.block_size,

@@ -63,5 +63,7 @@ def choose_machine(config: RunConfig) -> Machine:
         shape=Shape(config.model.n_embd // config.model.n_head, config.model.block_size, config.model.n_embd),
     )
     compiling = devices.choose_compile(device, settings.compile, settings.max_minutes)
-    graphs = devices.choose_graphs(device, settings.cuda_graphs)
+    redrawn = settings.activation_checkpointing and config.model.dropout > 0
+    obstacle = "dropout that is computed again reads its generator on the host" if redrawn else None
+    graphs = devices.choose_graphs(device, settings.cuda_graphs, obstacle)
     return Machine(device, threads, precision, allocator, compiling, graphs, selection)

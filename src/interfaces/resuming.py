@@ -12,7 +12,17 @@ from smallgpt.infrastructure.token_store import TokenStore
 # What may change when a run goes on: its length, where and how it is computed, and what is looked at and kept.
 FREE_SECTIONS = {"evaluation", "checkpoint", "kernels"}
 FREE_SETTINGS = {
-    "training": {"max_steps", "max_minutes", "micro_batch", "precision", "device", "threads", "compile", "max_skipped"},
+    "training": {
+        "max_steps",
+        "max_minutes",
+        "micro_batch",
+        "activation_checkpointing",
+        "precision",
+        "device",
+        "threads",
+        "compile",
+        "max_skipped",
+    },
     "data": {"path", "corpus", "tokenizer", "vocab_size"},  # its sha256 may not
 }
 

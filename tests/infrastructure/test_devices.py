@@ -208,5 +208,7 @@ def test_cuda_graphs_are_for_gpus() -> None:
     assert devices.choose_graphs(CPU, "auto").value == "off"
     assert devices.choose_graphs(CUDA, "auto").value == "on"
     assert devices.choose_graphs(CUDA, "off").reason == "asked for"
-    with pytest.raises(HardwareError, match=r"use --training\.cuda-graphs auto"):
-        devices.choose_graphs(CPU, "on")
+    for device, obstacle in ((CPU, None), (CUDA, "it waits")):
+        assert devices.choose_graphs(device, "auto", obstacle).value == "off"
+        with pytest.raises(HardwareError, match=r"use --training\.cuda-graphs auto"):
+            devices.choose_graphs(device, "on", obstacle)

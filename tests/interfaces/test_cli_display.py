@@ -160,3 +160,20 @@ def test_a_reader_that_leaves_does_not_stop_the_run() -> None:
     process.stderr.close()
     assert process.wait() == 0
     assert errors == "the run went on\n"
+
+
+PLANNED = {
+    "memory_plan": {"weights": 2_000_000, "activations": 7_000_000},
+    "memory_plan_moment": "loss",
+    "memory_before": 100,
+}
+
+
+def test_the_memory_plan_comes_before_the_first_step_and_the_measured_peak_after_the_last() -> None:
+    end = {"event": "end", "step": 9, "memory_bytes": 10_000_100}
+    on_gpu = shown([START | PLANNED | {"device": "cuda"}, end])
+    assert "memory   9 MB planned, at its most: loss\n         activations 7 MB, weights 2 MB" in on_gpu
+    assert on_gpu.splitlines()[-1] == "memory   9 MB planned, 10 MB measured"
+    on_cpu = shown([START | PLANNED, end]).splitlines()
+    assert on_cpu[-1] == "memory   9 MB planned; the process grew by 10 MB, libraries and unused gaps included"
+    assert "memory" not in shown([START, end])

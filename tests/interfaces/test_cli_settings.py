@@ -76,6 +76,10 @@ def test_naming_both_kinds_of_length_at_once_is_refused() -> None:
         ("[model]\nn_head = 2.5", "model.n_head: must be a valid integer (got 2.5) in {file}"),
         ("[model]\nn_layer = 0", "model.n_layer: must be greater than or equal to 1 (got 0) in {file}"),
         ("[optimizer]\nname = 'adam'", "optimizer.name: must be 'adamw' or 'muon' (got 'adam') in {file}"),
+        (
+            "[training]\nmicro_batch = 'all'",
+            "training.micro_batch: must be a valid integer, or 'auto' (got 'all') in {file}",
+        ),
         ("[model]\nn_head = 3", "model: n_embd (256) must be a multiple of n_head (3)"),
         ("model = 3", "model in {file} must be a table: [model], then NAME = VALUE"),
     ],

@@ -115,13 +115,16 @@ def test_what_linux_tells_of_the_processor_and_memory(monkeypatch: pytest.Monkey
         ],
         "/proc/meminfo": ["MemTotal: 2048 kB", "MemAvailable: 1024 kB", "HugePages_Total: 0"],
         "/sys/fs/cgroup/memory.max": ["1048576"],
+        "/sys/fs/cgroup/memory.current": ["900000"],
+        "/sys/fs/cgroup/memory.stat": ["anon 100", "inactive_file 50000"],
     }
     monkeypatch.setattr(hardware, "_lines", lambda path: files[path])
     seen = hardware.hardware()
     assert (seen.processor, seen.cores) == ("Some CPU", 2)
-    assert (seen.memory_bytes, seen.available_memory_bytes) == (2**20, 2**20)
+    assert (seen.memory_bytes, seen.available_memory_bytes) == (2**20, 2**20 - 900000 + 50000)
     files["/sys/fs/cgroup/memory.max"] = ["max"]
     assert hardware.hardware().memory_bytes == 2**21
+    assert hardware.hardware().available_memory_bytes == 2**20
     monkeypatch.setattr(hardware, "_lines", lambda path: [])
     bare = hardware.hardware()
     assert bare.cores is bare.memory_bytes is bare.available_memory_bytes is None

@@ -52,6 +52,8 @@ class Display:
         self.lines: dict[str, float] = {}
         self.average: float | None = None
         self.last_line = -SECONDS_BETWEEN_LINES
+        self.planned: int | None = None
+        self.held, self.on_cpu = 0, True
 
     def __enter__(self) -> Self:
         if self.live:
@@ -86,6 +88,7 @@ class Display:
         self.say(f"machine  {event['device']}, {threads}, {event['precision']}")
         for what, reason in event["reasons"].items():
             self.say(Text(f"         {what.replace('_', ' ')}: {reason}", style="dim"))
+        self._show_memory_plan(event)
         if event.get("resumed_from") is not None:
             self.say(f"resumed  from step {event['resumed_from']:,}")
         if "startup_seconds" in event:
@@ -96,6 +99,29 @@ class Display:
 
     def _show_note(self, event: dict[str, Any]) -> None:
         self.say(f"note     {event['words']}")
+
+    def _show_memory_plan(self, event: dict[str, Any]) -> None:
+        parts = event.get("memory_plan")
+        if not parts:
+            return
+        self.planned, self.held, self.on_cpu = sum(parts.values()), event["memory_before"], event["device"] == "cpu"
+        biggest_first = sorted(parts, key=parts.__getitem__, reverse=True)
+        words = ", ".join(f"{name.replace('_', ' ')} {size(parts[name])}" for name in biggest_first)
+        self.say(f"memory   {size(self.planned)} planned, at its most: {event['memory_plan_moment']}")
+        self.say(Text(f"         {words}", style="dim"))
+
+    def _show_end(self, event: dict[str, Any]) -> None:
+        if self.planned is None:
+            return
+        measured = size(max(0, event["memory_bytes"] - self.held))
+        # its resident size is all that a CPU process tells of its peak
+        words = f"; the process grew by {measured}, libraries and unused gaps included"
+        self.say(
+            Text(
+                f"memory   {size(self.planned)} planned{words if self.on_cpu else f', {measured} measured'}",
+                style="dim",
+            )
+        )
 
     def _show_plan(self, event: dict[str, Any]) -> None:
         self.steps = event["steps"]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from smallgpt.domain.errors import ConfigError, DataError, HardwareError, SmallGPTError
+from smallgpt.domain.errors import ConfigError, DataError, HardwareError, SmallGPTError, is_out_of_memory
 
 if TYPE_CHECKING:
     from cyclopts import CycloptsError
@@ -82,7 +82,7 @@ def describe(error: Exception) -> tuple[Lines, int]:
     words = str(error).strip().split("\n")[0]
     if "No space left on device" in words:  # libraries' own exceptions: safetensors, pyarrow
         return [words, REMEDIES[errno.ENOSPC]], DataError.exit_code
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in words:
+    if is_out_of_memory(error):
         return [f"out of memory: {words}", "try a smaller --training.micro-batch or model"], HardwareError.exit_code
     return [f"internal error: {type(error).__name__}: {words}", "run again with --debug for the traceback"], 1
 

@@ -66,10 +66,11 @@ def resolve(*layers: Layer) -> RunConfig:
 
 def mistakes(error: ValidationError, sources: dict[tuple[str, ...], str] | None = None) -> list[str]:
     """A line for each mistake: setting, what is wrong, the value, and the file that it stands in."""
-    lines = []
+    lines: list[str] = []
+    alternatives: dict[str, str] = {}
     for detail in error.errors(include_url=False):
-        name = ".".join(str(part) for part in detail["loc"])
-        source = (sources or {}).get(tuple(str(part) for part in detail["loc"]), "")
+        name = ".".join(str(part) for part in detail["loc"][:2])  # beyond, pydantic names the branches of a union
+        source = (sources or {}).get(tuple(str(part) for part in detail["loc"][:2]), "")
         where = f" in {source}" if source else ""
         if detail["type"] == "extra_forbidden":
             lines.append(f"unknown setting {name}{where}{_hint(name)}")
@@ -78,6 +79,11 @@ def mistakes(error: ValidationError, sources: dict[tuple[str, ...], str] | None 
         else:
             # pydantic: "Input should be a valid integer, unable to parse string as an integer"
             words = re.split(r", (?:unable to parse|got a number)", detail["msg"])[0].replace("Input should", "must")
+            before = alternatives.get(name)
+            if before is not None:
+                lines.pop()
+                words = f"{before}, or {words.removeprefix('must be ')}"
+            alternatives[name] = words
             lines.append(f"{name}: {words} (got {detail['input']!r}){where}")
     return lines
 

@@ -65,6 +65,7 @@ class _BlockwiseAttention(torch.autograd.Function):
             block = dy[:, start:end]
             dp = _dropped(torch.bmm(block, v[:, :end].transpose(1, 2)), keep)
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)  # p ∘ (dp - rowsum(p ∘ dp))
+            del dp  # as large as all weights of the block
             dq[:, start:end] = torch.bmm(ds, k[:, :end])
             dk[:, :end] += torch.bmm(ds.transpose(1, 2), q[:, start:end])
             dv[:, :end] += torch.bmm(_dropped(p, keep).transpose(1, 2), block)

@@ -42,7 +42,7 @@ def linear_cross_entropy(
     """
     _check(x, weight, targets, label_smoothing, reduction)
     bits = torch.finfo(product_dtype(x, weight)).bits
-    design = Flash if _prefers_flash(x.device, weight.size(0), weight.size(1), bits) else Chunked
+    design = Flash if prefers_flash(x.device, weight.size(0), weight.size(1), bits) else Chunked
     return _apply(design, x, weight, targets, label_smoothing, ignore_index, z_loss, reduction)
 
 
@@ -79,13 +79,14 @@ def linear_cross_entropy_flash(
     return _apply(Flash, x, weight, targets, label_smoothing, ignore_index, z_loss, reduction)
 
 
-def _prefers_flash(device: torch.device, n_ids: int, width: int, bits: int) -> bool:
+def prefers_flash(device: torch.device, n_ids: int, width: int, bits: int) -> bool:
+    """Which of the two designs "triton" means for n_ids rows of `width` and products of `bits`."""
     return bits == 16 and n_ids >= FLASH_IDS and width <= FLASH_WIDTH[architecture(device)]
 
 
 # What torch.compiler.assume_constant_result does, without its import of the compiler, which takes a second and writes to
 # the environment: under torch.compile the answer is asked for once, as it hangs on the device and shapes alone.
-_prefers_flash._dynamo_marked_constant = True  # type: ignore[attr-defined]
+prefers_flash._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _apply(design: type[Chunked] | type[Flash], x: Tensor, weight: Tensor, *options: object) -> Tensor:

@@ -10,6 +10,7 @@ then goes through a chunk by groups of rows so few that their fp32 numbers stay 
 over the logits.
 """
 
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -103,32 +104,39 @@ def _walk(
 ) -> Tensor:
     """The (N,) losses; and, where there is a place for them, the gradients of Σ share·loss. w has the products' dtype."""
     losses = x.new_empty(x.size(0), dtype=torch.float32)
-    rows = chunk_rows(w)
+    rows = chunk_rows(w.size(0), w.element_size())
     for start in range(0, x.size(0), rows):
         part = slice(start, start + rows)
-        keep = valid[part, None]
-        x_part = (x[part] * keep).to(w.dtype)  # (n, C); ignored rows give dw nothing
-        index = targets[part, None].masked_fill(~keep, 0)
-        logits = x_part @ w.T  # (n, V)
-        slopes = dx is not None and dw is not None
-        losses[part] = (
-            _losses_(logits, index, options, None if share is None else share[part, None], slopes) * keep[:, 0]
+        part_share = None if share is None else share[part, None]
+        losses[part], slopes, x_part = _chunk(
+            x[part], w, targets[part], valid[part, None], options, part_share, dw is not None
         )
         if dx is not None and dw is not None:
-            dx[part] = (logits @ w) * keep
-            _accumulate(dw, logits, x_part, first=start == 0)
+            dx[part] = (slopes @ w).mul_(valid[part, None])
+            _accumulate(dw, slopes, x_part, first=start == 0)
+        del slopes  # or the next chunk's logits would be made beside them
     return losses
 
 
-def chunk_rows(w: Tensor) -> int:
-    """Rows whose logits exist at once, for a weight (V, C) in the products' dtype."""
-    return max(1, CHUNK_BYTES // (w.element_size() * w.size(0)))
+def _chunk(
+    x: Tensor, w: Tensor, targets: Tensor, keep: Tensor, options: Options, share: Tensor | None, slopes: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The (n,) losses of some rows, their (n, V) logits, or with `slopes` their gradient, and x in the products' dtype."""
+    x = (x * keep).to(w.dtype)  # (n, C); ignored rows give dw nothing
+    index = targets[:, None].masked_fill(~keep, 0)
+    logits = x @ w.T  # (n, V)
+    return _losses_(logits, index, options, share, slopes) * keep[:, 0], logits, x
+
+
+def chunk_rows(n_ids: int, itemsize: int) -> int:
+    """Rows whose logits of that many bytes a number exist at once."""
+    return max(1, CHUNK_BYTES // (itemsize * n_ids))
 
 
 def _losses_(logits: Tensor, index: Tensor, options: Options, share: Tensor | None, slopes: bool) -> Tensor:
     """The (n,) losses of (n, V) logits, targets (n, 1); with `slopes`, d share·loss / d logits is written over the logits."""
     losses = torch.empty(logits.size(0), dtype=torch.float32, device=logits.device)
-    rows = _group_rows(logits)
+    rows = group_rows(logits.size(1), logits.device)
     scratch = torch.empty((min(rows, logits.size(0)), logits.size(1)), dtype=torch.float32, device=logits.device)
     for start in range(0, logits.size(0), rows):
         part = slice(start, start + rows)
@@ -144,11 +152,11 @@ def _losses_(logits: Tensor, index: Tensor, options: Options, share: Tensor | No
     return losses
 
 
-def _group_rows(logits: Tensor) -> int:
-    """Rows to go through at a time: few enough for the caches of a CPU's threads, and all of them at once on a GPU."""
-    if logits.device.type != "cpu":
-        return logits.size(0)
-    return max(1, CACHE_BYTES // (4 * logits.size(1))) * torch.get_num_threads()
+def group_rows(n_ids: int, device: torch.device) -> int:
+    """Rows to go through at a time: few enough for the caches of a CPU's threads, and all of a chunk on a GPU."""
+    if device.type != "cpu":
+        return sys.maxsize
+    return max(1, CACHE_BYTES // (4 * n_ids)) * torch.get_num_threads()
 
 
 def _losses(scores: Tensor, lse: Tensor, target: Tensor, options: Options) -> Tensor:

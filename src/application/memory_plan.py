@@ -1,0 +1,227 @@
+"""How much memory a training step takes, by arithmetic, before anything is allocated.
+
+A step has moments at which much is held at once: the loss, its gradient, the backward pass of the last and the first block,
+the embedding's gradient, the optimizer's update, and between steps an evaluation. The plan lists what is held at each; the
+largest is the peak. It is that of a step which torch runs operation by operation; a compiled one should stay below it.
+
+B sequences of T tokens make N = B·T rows; U stands for the N·C elements of a hidden state.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from smallgpt.application.evaluation import LOGIT_BYTES
+from smallgpt.domain.config import GPTConfig, RunConfig
+from smallgpt.domain.gpt import GPT
+from smallgpt.domain.optimizers import parameter_groups
+
+EVALUATION_BATCH = 32  # blocks that an evaluation takes at once, when their logits fit
+
+
+@dataclass(frozen=True)
+class KernelBytes:
+    """What the chosen implementations of the operations hold for one micro-batch."""
+
+    attention_kept: int
+    """From one layer's forward to its backward pass, its output not counted."""
+    attention_backward: int
+    """Besides, while that backward pass runs."""
+    layer_norm_kept: int
+    """From one norm's forward to its backward pass, its output not counted."""
+    loss_forward: int
+    """At most at once in the forward pass of output head and loss."""
+    loss_backward: int
+    """At most at once in their backward pass, both gradients included."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The moment of a step at which most is held, and what that is."""
+
+    micro_batch: int
+    moment: str
+    components: dict[str, int]
+    """Bytes by what they are for; together they are the peak."""
+
+    @property
+    def peak(self) -> int:
+        """Bytes."""
+        return sum(self.components.values())
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Parameters by kind, counted."""
+
+    everything: int
+    head: int
+    """The tied embedding and output matrix."""
+    hidden: int
+    """The blocks' matrices."""
+    block: int
+    """One block with its vectors."""
+    wide: int
+    """The largest of the blocks' matrices."""
+
+
+def plan_memory(
+    config: RunConfig, micro_batch: int, itemsize: int, kernels: KernelBytes, *, evaluates: bool = True
+) -> MemoryPlan:
+    """The plan of a run whose forward passes take micro_batch sequences.
+
+    `itemsize` is the bytes of a number in matrix products: 4, or 2 under autocast. `kernels` are the figures of the chosen
+    implementations for such a micro-batch.
+    """
+    moments = _training(config, micro_batch, itemsize, kernels)
+    if evaluates:
+        moments["evaluation"] = _always(config) | {"loss": _evaluation(config.model)}
+    moment = max(moments, key=lambda name: sum(moments[name].values()))
+    return MemoryPlan(micro_batch, moment, {name: size for name, size in moments[moment].items() if size})
+
+
+def _always(config: RunConfig) -> dict[str, int]:
+    """What is held at every moment."""
+    sizes = _count(config.model)
+    return {
+        "weights": 4 * sizes.everything,
+        "optimizer": _optimizer_state(config.optimizer.name, sizes),
+        "batch": 2 * 8 * config.training.batch_size * config.model.block_size,
+    }
+
+
+def _training(config: RunConfig, micro_batch: int, itemsize: int, kernels: KernelBytes) -> dict[str, dict[str, int]]:
+    """What is held at each moment of a step, in bytes: moment -> component -> size."""
+    model, sizes, e = config.model, _count(config.model), itemsize
+    T, C, L = model.block_size, model.n_embd, model.n_layer
+    U = micro_batch * T * C
+    matrix_in_products = 4 * C * C * e
+    cast = e * sizes.hidden if e < 4 else 0
+    kept = _kept(model, U, itemsize, kernels, recomputes=config.training.activation_checkpointing)
+    before = 4 * sizes.everything if micro_batch < config.training.batch_size else 0  # of earlier micro-batches
+    head = 4 * sizes.head
+
+    def moment(**more: int) -> dict[str, int]:
+        return _always(config) | more
+
+    def backward(name: str, blocks_left: int, gradients: int, in_block: int) -> dict[str, dict[str, int]]:
+        """A block's backward pass: through its MLP, which is last, and then through its attention."""
+        held = kept.embedding + kept.before_blocks(blocks_left) + kept.block
+        casts = cast * blocks_left // L
+        made = before + head + (0 if before else gradients)
+        past_mlp = kept.block - kept.attention_side
+        return {
+            f"{name}'s MLP": moment(
+                gradients=made, cast_weights=casts, activations=held, backward=4 * U + 5 * U * e + in_block - kept.mask
+            ),
+            f"{name}'s attention": moment(
+                gradients=made,
+                cast_weights=casts,
+                activations=held - past_mlp,
+                backward=4 * U + U * e + kernels.attention_backward,
+            ),
+        }
+
+    all_blocks = kept.embedding + kept.all_blocks + kept.final
+    return {
+        "loss": moment(gradients=before, cast_weights=cast, activations=all_blocks + 4 * U, loss=kernels.loss_forward),
+        "gradient of the loss": moment(
+            gradients=before, cast_weights=cast, activations=all_blocks, loss=kernels.loss_backward
+        ),
+        **backward("last block", L, 0, matrix_in_products),
+        **backward("first block", 1, (L - 1) * 4 * sizes.block, matrix_in_products),
+        "gradient of the embedding": moment(
+            gradients=before + (head if before else 4 * sizes.everything), backward=4 * U
+        ),
+        "optimizer": moment(gradients=4 * sizes.everything, update=_update(config.optimizer.name, sizes, L, e)),
+    }
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Activations from forward to backward, in bytes."""
+
+    embedding: int
+    block: int
+    """Of a block while its own backward pass runs."""
+    input_of_block: int | None
+    """What a block that is recomputed keeps instead."""
+    layers: int
+    final: int
+    attention_side: int
+    """The part of `block` that the attention's branch holds."""
+    mask: int
+    """Of one residual branch's dropout."""
+
+    def before_blocks(self, left: int) -> int:
+        """Of all blocks below the one that is number `left` from the bottom."""
+        each = self.block if self.input_of_block is None else self.input_of_block
+        return (left - 1) * each + (self.input_of_block or 0)
+
+    @property
+    def all_blocks(self) -> int:
+        """After the forward pass."""
+        return self.layers * (self.block if self.input_of_block is None else self.input_of_block)
+
+
+def _kept(model: GPTConfig, U: int, itemsize: int, kernels: KernelBytes, *, recomputes: bool) -> _Kept:
+    e = itemsize
+    mask = U if model.dropout else 0  # a byte an element
+    norm = kernels.layer_norm_kept + U * e  # and its output, in the dtype of the product that reads it
+    attention = norm + kernels.attention_kept + U * e + mask  # the output projection keeps its input
+    mlp = norm + 2 * 4 * U * e + mask  # before and after the GELU
+    return _Kept(
+        embedding=mask,
+        block=attention + mlp,
+        input_of_block=4 * U + U * e if recomputes else None,  # residual and delta
+        layers=model.n_layer,
+        final=kernels.layer_norm_kept,
+        attention_side=attention,
+        mask=mask,
+    )
+
+
+@lru_cache
+def _count(model: GPTConfig) -> _Sizes:
+    with torch.device("meta"):
+        groups = parameter_groups(GPT(model))
+    hidden = [parameter.numel() for _, parameter in groups["hidden"]]
+    everything = sum(parameter.numel() for group in groups.values() for _, parameter in group)
+    head = model.vocab_size * model.n_embd
+    block = (everything - head - model.block_size * model.n_embd) // model.n_layer
+    return _Sizes(everything, head, sum(hidden), block, max(hidden))
+
+
+def _optimizer_state(name: str, sizes: _Sizes) -> int:
+    """AdamW keeps two moments, Muon one; all fp32."""
+    return 8 * sizes.everything - (4 * sizes.hidden if name == "muon" else 0)
+
+
+def _update(name: str, sizes: _Sizes, layers: int, e: int) -> int:
+    """Muon's for the largest matrix of all layers: fp32 gradients, what is made orthogonal, its quotient; and its cast."""
+    return layers * sizes.wide * (3 * 4 + e) if name == "muon" else 0
+
+
+def _evaluation(model: GPTConfig) -> int:
+    """Logits and log-probabilities in fp32."""
+    rows = min(EVALUATION_BATCH, max(1, LOGIT_BYTES // (4 * model.vocab_size * model.block_size)))
+    return 8 * rows * model.block_size * model.vocab_size
+
+
+def even_splits(batch_size: int) -> list[int]:
+    """Micro-batches that need 1, 2, 3, ... passes, from the largest down: of 32 they are 32, 16, 11, 8, 7, 6, 5, 4, 3, 2, 1."""
+    return sorted({-(-batch_size // passes) for passes in range(1, batch_size + 1)}, reverse=True)
+
+
+def largest_micro_batch(batch_size: int, fits: Callable[[int], bool]) -> int | None:
+    """The largest micro-batch that fits: a divisor of the batch, unless an uneven split fits twice as many sequences.
+
+    Passes of one shape are one graph to a compiler. None when not even one sequence fits.
+    """
+    fitting = [size for size in even_splits(batch_size) if fits(size)]
+    divisors = [size for size in fitting if batch_size % size == 0]
+    if not fitting:
+        return None
+    return divisors[0] if divisors and 2 * divisors[0] > fitting[0] else fitting[0]
