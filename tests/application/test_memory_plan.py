@@ -63,7 +63,7 @@ def test_the_peak_is_the_fullest_moment_not_the_sum_of_all() -> None:
     plan = plan_memory(config, 1, FP32, NOTHING, evaluates=False)
     assert plan.moment == "optimizer"
     assert plan.components["gradients"] == plan.components["weights"]
-    assert plan.components["update"] == 4 * 4 * 256 * 1024 * 16, "of four layers' widest matrices, 16 bytes a weight"
+    assert plan.components["update"] == 4 * 256 * 1024 * 16, "of four layers' widest matrices, 16 bytes a weight"
 
 
 def test_more_sequences_and_layers_take_more_and_recomputing_takes_less() -> None:
