@@ -67,6 +67,7 @@ class Loop:
         self.step = self.tokens = self.skipped_in_a_row = self.skipped = 0
         self.running: Running | None = None
         self.settled_at = time.perf_counter()
+        self.first = True
         self.best: float | None = None
         self.last_good = "none yet"
         self.started = time.perf_counter() if started is None else started
@@ -123,6 +124,9 @@ class Loop:
             return
         result, self.running = self.running.result(), None
         now = time.perf_counter()
+        if self.first:
+            self.tracker.log({"event": "first_step", "step": self.step, "seconds": now - self.settled_at})
+            self.first = False
         self.tokens += result.tokens
         self.tracker.log(self._train_event(result, now - self.settled_at))
         self.settled_at = now

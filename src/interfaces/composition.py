@@ -2,32 +2,24 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from smallgpt.application.compiling import compile_blocks, keep_if_faster
-from smallgpt.application.cuda_graphs import Graphs
-from smallgpt.application.ports import Batches, Tracker
-from smallgpt.application.step import Stepper
-from smallgpt.application.training import Look, Loop, Outcome, plan_steps
-from smallgpt.domain.config import DEFAULT_STEPS, INITIAL_STD, RunConfig, steps_of
+from smallgpt.application.ports import Tracker
+from smallgpt.application.training import Loop, Outcome, plan_steps
+from smallgpt.domain.config import DEFAULT_STEPS, RunConfig, steps_of
 from smallgpt.domain.errors import DataError
-from smallgpt.domain.gpt import GPT
-from smallgpt.domain.initialisation import sinusoidal_positions
 from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure import checkpoints, devices
-from smallgpt.infrastructure.device_batches import batches_on
 from smallgpt.infrastructure.run_folder import RunFolder
-from smallgpt.infrastructure.token_store import ShortThenFull, TokenStore
+from smallgpt.infrastructure.token_store import TokenStore
 from smallgpt.infrastructure.trackers import JsonLines, Several
-from smallgpt.interfaces.looking import evaluator, sampler
-from smallgpt.interfaces.machine import Machine, choose_machine
+from smallgpt.interfaces.machine import choose_machine
 from smallgpt.interfaces.memory import RunMemory, explaining_shortage, settle
 from smallgpt.interfaces.phases import Phases
 from smallgpt.interfaces.resuming import check_resumable, state_to_resume
+from smallgpt.interfaces.run_parts import RunParts, new_model
 
 PROVISIONAL_STEPS = 1000  # of a schedule whose length is yet to be found
 VOCABULARY_MULTIPLE = 128  # rows of the embedding: whole tiles of matrix products; gives 50,304 for GPT-2's 50,257
@@ -99,75 +91,58 @@ def train(
         sink = Several([JsonLines(run.metrics_file), *(trackers or [])])
         try:
             with explaining_shortage(config, machine, memory):
-                return _train(config, run, store, machine, memory, saved, sink, should_stop, started, phases, profile)
+                model = new_model(config, machine, saved)
+                phases.end("model")
+                parts = RunParts(config, store, machine, model, sink, should_stop, captures=profile == 0)
+                loop, compiled = _assemble(parts, run, memory, saved, phases, started)
+                return _run(loop, run, profile, compiled=compiled)
         finally:
             sink.close()
 
 
-def _train(
-    config: RunConfig,
-    run: RunFolder,
-    store: TokenStore,
-    machine: Machine,
-    memory: RunMemory,
-    saved: TrainingState | None,
-    tracker: Tracker,
-    should_stop: Callable[[], bool],
-    started: float,
-    phases: Phases,
-    profile: int,
-) -> Outcome:
-    model = _model(config, machine, saved)
-    phases.end("model")
+def _assemble(
+    parts: RunParts, run: RunFolder, memory: RunMemory, saved: TrainingState | None, phases: Phases, started: float
+) -> tuple[Loop, bool]:
+    """The loop of a run, and whether its model is compiled. What takes long is told as it ends."""
+    config, machine = parts.config, parts.machine
     peak = devices.matmul_peak(machine.device, machine.dtype, seconds=0.1)  # every run waits for it
     phases.end("ceiling")
-    say = partial(_note, tracker)
     total_steps = _planned_steps(config, saved)
-
-    def make_stepper(total_steps: int) -> Stepper:
-        capture = machine.graphs.value == "on" and not profile  # a profile tells single operations apart
-        graphs = Graphs(machine.device, _give_up(config, say)) if capture else None
-        return Stepper(model, config, total_steps, machine.dtype, graphs=graphs)
-
-    def make_batches(short_steps: int) -> Batches:
-        return _batches(config, store, machine, short_steps, say)
-
-    stepper = make_stepper(total_steps or PROVISIONAL_STEPS)
+    stepper = parts.stepper(total_steps or PROVISIONAL_STEPS)
     phases.end("optimizer")
-    tracker.log(
-        {**start_event(config, store, model, machine, memory, peak, saved), "startup_seconds": phases.rounded()}
-    )
+    parts.tracker.log({**start_event(parts, memory, peak, saved), "startup_seconds": phases.rounded()})
     compiled = machine.compiling.value == "on"
     if compiled:
-        compile_blocks(model)
+        compile_blocks(parts.model)
     if machine.compiling.value == "probe":
-        compiled, words = keep_if_faster(stepper, make_batches(0))
-        say(f"compile {'on' if compiled else 'off'}: {words}")
-        stepper = make_stepper(total_steps or PROVISIONAL_STEPS)
-    look = Look(
-        evaluator(store, config.evaluation.max_tokens),
-        sampler(config.evaluation, config.training.seed, store.tokenizer),
-    )
+        compiled, words = keep_if_faster(stepper, parts.batches(0))
+        parts.say(f"compile {'on' if compiled else 'off'}: {words}")
+        stepper = parts.stepper(total_steps or PROVISIONAL_STEPS)
+    look = parts.look()
     if total_steps is None:
         assert config.training.max_minutes is not None, "or the steps were planned"
-        total_steps, reason = plan_steps(stepper, make_batches(0), look, config.training.max_minutes, started)
+        total_steps, reason = plan_steps(stepper, parts.batches(0), look, config.training.max_minutes, started)
         phases.end("plan")
         seconds = phases.seconds["plan"]
-        tracker.log({"event": "plan", "step": 0, "steps": total_steps, "reason": reason, "seconds": seconds})
-        stepper = make_stepper(total_steps)
+        parts.tracker.log({"event": "plan", "step": 0, "steps": total_steps, "reason": reason, "seconds": seconds})
+        stepper = parts.stepper(total_steps)
     loop = Loop(
         stepper,
-        make_batches(steps_of(config.training.short_windows, total_steps)),
-        checkpoints.RunCheckpoints(run, config.model, store.tokenizer_file, config.checkpoint.keep),
-        tracker,
+        parts.batches(steps_of(config.training.short_windows, total_steps)),
+        checkpoints.RunCheckpoints(run, config.model, parts.store.tokenizer_file, config.checkpoint.keep),
+        parts.tracker,
         look,
-        should_stop=should_stop,
+        should_stop=parts.should_stop,
         peak_flops=peak,
         memory=lambda: devices.memory_in_use(machine.device),
         started=started,
     )
     if saved is not None:
         loop.restore(saved)
+    return loop, compiled
+
+
+def _run(loop: Loop, run: RunFolder, profile: int, *, compiled: bool) -> Outcome:
     if not profile:
         return loop.run()
     from smallgpt.interfaces.profiling import recording  # brings the profiler, which other runs never need
@@ -183,58 +158,9 @@ def _planned_steps(config: RunConfig, saved: TrainingState | None) -> int | None
     return None if saved is None else int(saved.loop["total_steps"])
 
 
-def _note(tracker: Tracker, words: str) -> None:
-    tracker.log({"event": "note", "step": 0, "words": words})
-
-
-def _give_up(config: RunConfig, say: Callable[[str], None]) -> Callable[[str], None] | None:
-    """What is done when a step cannot be captured: under auto it is said, otherwise it is an error."""
-    if config.training.cuda_graphs == "on":
-        return None
-    return lambda error: say(f"cuda-graphs off: the step could not be captured: {error}")
-
-
-def _model(config: RunConfig, machine: Machine, saved: TrainingState | None) -> GPT:
-    """A new model as the run's settings start it, or the saved one."""
-    torch.manual_seed(config.training.seed)
-    model = GPT(config.model, machine.kernels.ops)
-    model.transformer.recomputes_blocks = config.training.activation_checkpointing
-    model.transformer.wte.weight.data.mul_(config.training.embedding_std / INITIAL_STD)
-    if config.training.positions == "sinusoidal":
-        table = sinusoidal_positions(config.model.block_size, config.model.n_embd)
-        model.transformer.wpe.weight.data.copy_(table)
-    if saved is not None:
-        model.load_state_dict(saved.weights)
-    return model.to(machine.device)
-
-
-def _batches(
-    config: RunConfig, store: TokenStore, machine: Machine, short_steps: int, say: Callable[[str], None]
-) -> Batches:
-    """The run's batches where the machine wants them."""
-    on_disk = ShortThenFull(
-        store.tokens("train"),
-        block_size=config.model.block_size,
-        batch_size=config.training.batch_size,
-        seed=config.training.seed,
-        short_steps=short_steps,
-    )
-    batches, where = batches_on(machine.device, on_disk)
-    if machine.device.type == "cuda":
-        say(f"tokens {where.value}: {where.reason}")
-    return batches
-
-
-def start_event(
-    config: RunConfig,
-    store: TokenStore,
-    model: GPT,
-    machine: Machine,
-    memory: RunMemory,
-    peak: float,
-    saved: TrainingState | None,
-) -> dict[str, Any]:
+def start_event(parts: RunParts, memory: RunMemory, peak: float, saved: TrainingState | None) -> dict[str, Any]:
     """The first line of a sitting: what runs, where, on which data, and the lines to compare with."""
+    config, store, machine = parts.config, parts.store, parts.machine
     settings = config.training
     validation_bytes, validation_tokens = store.text_bytes("validation"), len(store.tokens("validation"))
     planned = None if settings.max_minutes else settings.max_steps or DEFAULT_STEPS
@@ -247,7 +173,7 @@ def start_event(
         "precision": machine.precision.value,
         "reasons": machine.reasons() | ({"micro_batch": memory.reason} if memory.reason else {}),
         **memory.event(),
-        "parameters": model.n_parameters(positions=True),
+        "parameters": parts.model.n_parameters(positions=True),
         "planned_steps": saved.loop["total_steps"] if saved and planned is None else planned,
         "tokens_per_step": settings.batch_size * config.model.block_size,
         "vocab_size": config.model.vocab_size,

@@ -123,6 +123,13 @@ class Display:
             )
         )
 
+    def _show_first_step(self, event: dict[str, Any]) -> None:
+        """Said where it took longer than people wait without wondering."""
+        if event["seconds"] > 5:
+            self.say(
+                f"note     the first step took {event['seconds']:.0f} s: memory was taken, and what is compiled was compiled"
+            )
+
     def _show_plan(self, event: dict[str, Any]) -> None:
         self.steps = event["steps"]
         spent = f"; timed for {event['seconds']:.1f} s" if "seconds" in event else ""
