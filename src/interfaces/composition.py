@@ -177,6 +177,7 @@ def start_event(parts: RunParts, memory: RunMemory, peak: float, saved: Training
         "planned_steps": saved.loop["total_steps"] if saved and planned is None else planned,
         "tokens_per_step": settings.batch_size * config.model.block_size,
         "vocab_size": config.model.vocab_size,
+        "token_ids": store.vocab_size,
         "data": str(config.data.path),
         "baselines": store.baselines,
         "bytes_per_token": validation_bytes / validation_tokens if validation_bytes else None,

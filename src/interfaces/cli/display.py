@@ -79,8 +79,10 @@ class Display:
     def _show_start(self, event: dict[str, Any]) -> None:
         self.steps = event["planned_steps"]
         length = f"{self.steps:,} steps" if self.steps else "steps are being timed"
+        ids = event.get("token_ids", event["vocab_size"])
+        padding = f" (padded to {event['vocab_size']:,})" if ids < event["vocab_size"] else ""
         self.say(
-            f"model    {_amount(event['parameters'])} parameters, {event['vocab_size']:,} tokens in the vocabulary; "
+            f"model    {_amount(event['parameters'])} parameters, {ids:,} tokens in the vocabulary{padding}; "
             f"{event['tokens_per_step']:,} tokens a step, {length}"
         )
         self.say(f"data     {event['data']}")
