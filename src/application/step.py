@@ -60,7 +60,7 @@ class Stepper:
         rows = range(settings.batch_size)[self.processes.rank :: self.processes.count]
         batch = batches.rows(step, rows)
         numbers = self._compute(*batch) if self.graphs is None else self.graphs(self._compute, *batch)
-        return Running(numbers, rates[0], self.model)
+        return Running(step, numbers, rates[0], self.model)
 
     def _set_rates(self, step: int) -> list[float]:
         rates = [rate.at(step) for rate in self.rates]

@@ -1,8 +1,7 @@
 """Where an optimizer step's time goes: the profiler's events become rows of part, operation, time, work and bound.
 
-Every event's own time (without what it calls) is given to one
-row, so that the rows add up to the step. Backward operations belong to the part whose forward operation made their autograd
-node: both carry the node's sequence number.
+Every event's own time (without what it calls) is given to one row, so that the rows add up to the step. Backward operations
+belong to the part whose forward operation made their autograd node: both carry the node's sequence number.
 
 With kernels in the trace (a GPU) an operation's time is that of the kernels it launched, and the rest is the GPU's idle time.
 """
@@ -24,6 +23,9 @@ _BACKWARD = "autograd::engine::evaluate_function: "
 _COMPILED = "Torch-Compiled Region"
 _CALLED_OUT = {
     "aten::dropout": "dropout",
+    "_Dropout": "dropout",
+    "aten::embedding": "embedding",
+    "_Tied": "embedding",
     "aten::gelu": "GELU",
     "aten::to": "casts and copies",
     "aten::_to_copy": "casts and copies",
@@ -151,7 +153,7 @@ class _Places:
                 return "optimizer", "update"
             elif name == STEP:
                 after = event is not around and event.start > self.last_backward[around]
-                return (CLIPPING, "update") if after else (REST, "forward")
+                return (CLIPPING, "update") if after else (called_out or REST, "forward")
             elif not around.is_operation:
                 called_out = None  # within an autograd Function the casts and the dropout are its own
         return REST, "forward"

@@ -35,8 +35,9 @@ def numbers_of(loss: Tensor, norm: Tensor, tokens: Tensor, finite: Tensor, scale
 class Running:
     """A step that the device has been given and may still be at."""
 
-    def __init__(self, numbers: Tensor, learning_rate: float, model: GPT) -> None:
-        self.learning_rate, self.model = learning_rate, model
+    def __init__(self, step: int, numbers: Tensor, learning_rate: float, model: GPT) -> None:
+        """`step` is counted from 0; numbers are those of numbers_of()."""
+        self.step, self.learning_rate, self.model = step, learning_rate, model
         self.done: torch.cuda.Event | None = None
         if numbers.device.type == "cuda":  # copied behind the step, so that the host can wait for this step alone
             self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)

@@ -112,8 +112,8 @@ class Loop:
             self.settled_at = time.perf_counter()
         with self.around_step():
             running = self.stepper.start(self.step, self.batches)
+            self.step += 1
         self._settle()
-        self.step += 1
         self.running = running
         if not running.on_gpu:
             self._settle()
@@ -122,22 +122,22 @@ class Loop:
         """Wait for the step that was queued last, and write down what it did."""
         if self.running is None:
             return
-        result, self.running = self.running.result(), None
+        steps, result, self.running = self.running.step + 1, self.running.result(), None
         now = time.perf_counter()
         if self.first:
-            self.tracker.log({"event": "first_step", "step": self.step, "seconds": now - self.settled_at})
+            self.tracker.log({"event": "first_step", "step": steps, "seconds": now - self.settled_at})
             self.first = False
         self.tokens += result.tokens
-        self.tracker.log(self._train_event(result, now - self.settled_at))
+        self.tracker.log(self._train_event(steps, result, now - self.settled_at))
         self.settled_at = now
-        self._guard(result)
+        self._guard(steps, result)
 
-    def _train_event(self, result: StepResult, seconds: float) -> dict[str, Any]:
+    def _train_event(self, steps: int, result: StepResult, seconds: float) -> dict[str, Any]:
         rate = result.tokens / seconds
-        remaining = self.stepper.total_steps - self.step
+        remaining = self.stepper.total_steps - steps
         event = {
             "event": "train",
-            "step": self.step,
+            "step": steps,
             "loss": result.loss,
             "learning_rate": result.learning_rate,
             "grad_norm": result.grad_norm,
@@ -146,13 +146,13 @@ class Loop:
             "mfu": rate * flops_per_token(self.stepper.model.config) / self.peak_flops,
             "memory_bytes": self.memory(),
             "seconds": self.seconds,
-            "eta_seconds": self.seconds / self.step * remaining,
+            "eta_seconds": self.seconds / steps * remaining,
         }
         if self.stepper.scaler.is_enabled():
             event["loss_scale"] = result.loss_scale
         return event
 
-    def _guard(self, result: StepResult) -> None:
+    def _guard(self, steps: int, result: StepResult) -> None:
         """Count skipped updates, and give up when they do not end."""
         if result.bad_tensor is None:
             self.skipped_in_a_row = 0
@@ -160,11 +160,11 @@ class Loop:
         self.skipped += 1
         self.skipped_in_a_row += 1
         self.tracker.log(
-            {"event": "skip", "step": self.step, "tensor": result.bad_tensor, "in_a_row": self.skipped_in_a_row}
+            {"event": "skip", "step": steps, "tensor": result.bad_tensor, "in_a_row": self.skipped_in_a_row}
         )
         if self.skipped_in_a_row >= self.stepper.config.training.max_skipped:
             raise NumericsError(
-                f"{self.skipped_in_a_row} steps in a row were not finite, the last at step {self.step}; first bad tensor: "
+                f"{self.skipped_in_a_row} steps in a row were not finite, the last at step {steps}; first bad tensor: "
                 f"{result.bad_tensor}.\nLast good checkpoint: {self.last_good}. Try a lower --optimizer.learning-rate "
                 "or --training.precision fp32."
             )

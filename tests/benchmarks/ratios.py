@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from smallgpt.infrastructure.provenance import provenance
 
-BASELINE = Path("docs/benchmarks/baseline-ratios.json")
+BASELINE = Path("tests/benchmarks/baseline-ratios.json")
 SUITE = "tests/benchmarks/test_operations.py"
 OURS = "torch"
 TOLERANCE = 0.15

@@ -163,7 +163,7 @@ def test_train_shows_the_run_and_ends_with_where_everything_is(run: Run, place: 
 def test_train_keeps_the_settings_it_was_given_and_takes_the_vocabulary_from_the_data(place: Path) -> None:
     config = tomllib.loads((place / "run" / "config.toml").read_text())
     assert config["model"]["n_embd"] == 32
-    assert config["model"]["vocab_size"] == 320  # 257 ids, in rows of 64
+    assert config["model"]["vocab_size"] == 384  # 257 ids, in rows of 128
     assert config["data"]["path"] == str(place / "data")
 
 
@@ -266,7 +266,7 @@ def test_generate_streams_what_json_reports(run: Run, place: Path) -> None:
 
 
 def test_generate_never_takes_a_padding_id(run: Run, place: Path) -> None:
-    # 63 of the 320 rows are padding; at this temperature every row is about as likely as any other
+    # 127 of the 384 rows are padding; at this temperature every row is about as likely as any other
     words = ["generate", str(place / "run"), "--max-new-tokens=200", "--temperature=1e6", "--num-samples=5", "--json"]
     code, out, _ = run(*words, "--seed=0")
     assert code == 0

@@ -103,7 +103,7 @@ def test_the_parts_add_up_to_the_step_and_little_is_unnamed(found: dict[str, Any
 
 def test_the_products_are_those_of_the_model(found: dict[str, Any]) -> None:
     flops = {(row["part"], row["direction"]): row["flops"] for row in found["parts"]}
-    tokens, C, layers, vocabulary = 4 * 32, 32, 2, 320
+    tokens, C, layers, vocabulary = 4 * 32, 32, 2, 384
     assert flops["MLP linear layers", "forward"] == 2 * tokens * 8 * C * C * layers
     assert flops["MLP linear layers", "backward"] == 2 * flops["MLP linear layers", "forward"]
     assert flops["attention linear layers", "forward"] == 2 * tokens * 4 * C * C * layers
