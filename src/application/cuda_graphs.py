@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smallgpt.domain.errors import HardwareError, is_out_of_memory
+
 WARM_UP = 3  # eager steps of a shape; torch's notes on CUDA graphs ask for a few
 Compute = Callable[..., Tensor]
 
@@ -22,7 +24,8 @@ class Captured:
     def __init__(self, compute: Compute, inputs: tuple[Tensor, ...], stream: torch.cuda.Stream, pool: Any) -> None:
         self.inputs = tuple(x.clone() for x in inputs)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, stream=stream):
+        # "thread_local": the thread that reads the next batch may allocate pinned memory meanwhile
+        with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self.output = compute(*self.inputs)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -36,13 +39,11 @@ class Captured:
 class Graphs:
     """Graphs of a function of tensors on one GPU, one a combination of shapes."""
 
-    def __init__(self, device: torch.device, give_up: Callable[[str], None] | None = None) -> None:
-        """`give_up` hears why a capture failed, and everything stays eager; without it the error is raised."""
-        self.device, self.give_up = device, give_up
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.captured: dict[tuple[torch.Size, ...], Captured] = {}
         self.calls: dict[tuple[torch.Size, ...], int] = {}
         self.pool: Any = None
-        self.off = False
 
     @cached_property
     def stream(self) -> torch.cuda.Stream:
@@ -50,17 +51,17 @@ class Graphs:
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def __call__(self, compute: Compute, *inputs: Tensor) -> Tensor:
-        """compute(*inputs): eager at first, replayed later. Inputs may be pinned CPU tensors."""
+        """compute(*inputs): eager at first, replayed later. Inputs may be pinned CPU tensors.
+
+        Raises HardwareError when it cannot be captured: what a failed capture leaves behind is no state to go on from.
+        """
         inputs = tuple(x.to(self.device, non_blocking=True) for x in inputs)
-        if self.off:
-            return compute(*inputs)
         key = tuple(x.shape for x in inputs)
         if key not in self.captured:
             self.calls[key] = self.calls.get(key, 0) + 1
             if self.calls[key] <= WARM_UP:
                 return self._beside(compute, inputs)
-            if not self._capture(key, compute, inputs):
-                return compute(*inputs)
+            self._capture(key, compute, inputs)
         return self.captured[key](*inputs)
 
     def _beside(self, compute: Compute, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -72,17 +73,16 @@ class Graphs:
         here.wait_stream(self.stream)
         return output
 
-    def _capture(self, key: tuple[torch.Size, ...], compute: Compute, inputs: tuple[Tensor, ...]) -> bool:
+    def _capture(self, key: tuple[torch.Size, ...], compute: Compute, inputs: tuple[Tensor, ...]) -> None:
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()  # a graph keeps memory of its own
         try:
             self.captured[key] = Captured(compute, inputs, self.stream, self.pool)
         except RuntimeError as error:
-            torch.cuda.synchronize(self.device)
-            if self.give_up is None:
+            if is_out_of_memory(error):
                 raise
-            self.off = True
-            self.give_up(str(error).strip().splitlines()[0])
-            return False
+            why = str(error).strip().splitlines()[0]
+            raise HardwareError(
+                f"the training step could not be captured as a CUDA graph: {why}\nTrain with --training.cuda-graphs off."
+            ) from error
         self.pool = self.captured[key].graph.pool()
-        return True

@@ -68,15 +68,24 @@ class _Sizes:
 
 
 def plan_memory(
-    config: RunConfig, micro_batch: int, itemsize: int, kernels: KernelBytes, *, evaluates: bool = True
+    config: RunConfig,
+    micro_batch: int,
+    itemsize: int,
+    kernels: KernelBytes,
+    *,
+    evaluates: bool = True,
+    captured: bool = False,
 ) -> MemoryPlan:
     """The plan of a run whose forward passes take micro_batch sequences.
 
     `itemsize` is the bytes of a number in matrix products: 4, or 2 under autocast. `kernels` are the figures of the chosen
-    implementations for such a micro-batch.
+    implementations for such a micro-batch. A step that is `captured` as a CUDA graph keeps its memory while an evaluation runs.
     """
     moments = _training(config, micro_batch, itemsize, kernels)
-    if evaluates:
+    if evaluates and captured:
+        for held in moments.values():
+            held["evaluation"] = _evaluation(config.model)
+    elif evaluates:
         moments["evaluation"] = _always(config) | {"loss": _evaluation(config.model)}
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     return MemoryPlan(micro_batch, moment, {name: size for name, size in moments[moment].items() if size})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
-from smallgpt.application.cuda_graphs import Graphs
+from smallgpt.application.cuda_graphs import WARM_UP, Graphs
 from smallgpt.application.ports import Batches, Processes
 from smallgpt.application.step_result import Running, StepResult, numbers_of
 from smallgpt.domain.config import RunConfig
@@ -41,6 +41,12 @@ class Stepper:
         peaks = [float(optimizer.param_groups[0]["lr"]) for optimizer in self.optimizers]
         self.rates = [Rates(self.config.schedule, peak, self.total_steps) for peak in peaks]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        self.graded: list[str] = []  # the parameters that got a gradient
+
+    @property
+    def warm_up(self) -> int:
+        """Steps that allocate, compile or are captured, and take longer than those after them."""
+        return 1 if self.graphs is None else WARM_UP + 2
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which products run in the run's precision."""
@@ -60,7 +66,7 @@ class Stepper:
         rows = range(settings.batch_size)[self.processes.rank :: self.processes.count]
         batch = batches.rows(step, rows)
         numbers = self._compute(*batch) if self.graphs is None else self.graphs(self._compute, *batch)
-        return Running(step, numbers, rates[0], self.model)
+        return Running(step, numbers, rates[0], self.model, self.graded)
 
     def _set_rates(self, step: int) -> list[float]:
         rates = [rate.at(step) for rate in self.rates]
@@ -78,7 +84,8 @@ class Stepper:
         if self.scaler.is_enabled():
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        named = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        self.graded, gradients = list(named), list(named.values())
         norms = torch.stack(torch._foreach_norm(gradients))
         norm = torch.linalg.vector_norm(norms)
         finite = torch.isfinite(torch.cat([norms, torch.stack([norm, loss])]))

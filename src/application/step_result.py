@@ -1,5 +1,6 @@
 """What a step did, read from the device when it is asked for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,15 +36,15 @@ def numbers_of(loss: Tensor, norm: Tensor, tokens: Tensor, finite: Tensor, scale
 class Running:
     """A step that the device has been given and may still be at."""
 
-    def __init__(self, step: int, numbers: Tensor, learning_rate: float, model: GPT) -> None:
-        """`step` is counted from 0; numbers are those of numbers_of()."""
-        self.step, self.learning_rate, self.model = step, learning_rate, model
+    def __init__(self, step: int, numbers: Tensor, learning_rate: float, model: GPT, graded: Sequence[str]) -> None:
+        """`step` is counted from 0; numbers are those of numbers_of(); `graded` names the gradients that they are about."""
+        self.step, self.learning_rate, self.model, self.graded = step, learning_rate, model, graded
         self.done: torch.cuda.Event | None = None
         if numbers.device.type == "cuda":  # copied behind the step, so that the host can wait for this step alone
             self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
             self.numbers.copy_(numbers, non_blocking=True)
             self.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.done.record()
+            self.done.record(torch.cuda.current_stream(numbers.device))
         else:
             self.numbers = numbers
 
@@ -70,10 +71,9 @@ class Running:
         """A weight if one is broken, since then every gradient is; else the gradient, else the loss."""
         if tokens == 0:
             return "loss"
-        parameters = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
-        for name, parameter in parameters:
+        for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
                 return name
-        if first_bad < len(parameters):
-            return f"gradient of {parameters[first_bad][0]}"
-        return "norm of the gradients" if first_bad == len(parameters) else "loss"
+        if first_bad < len(self.graded):
+            return f"gradient of {self.graded[first_bad]}"
+        return "norm of the gradients" if first_bad == len(self.graded) else "loss"

@@ -59,6 +59,7 @@ class Loop:
         peak_flops: float,
         memory: Callable[[], int],
         started: float | None = None,
+        compiled: bool = False,
         around_step: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.stepper, self.batches, self.checkpoints = stepper, batches, checkpoints
@@ -67,7 +68,7 @@ class Loop:
         self.step = self.tokens = self.skipped_in_a_row = self.skipped = 0
         self.running: Running | None = None
         self.settled_at = time.perf_counter()
-        self.first = True
+        self.first, self.compiled = True, compiled
         self.best: float | None = None
         self.last_good = "none yet"
         self.started = time.perf_counter() if started is None else started
@@ -212,6 +213,7 @@ class Loop:
             "skipped_in_a_row": self.skipped_in_a_row,
             "best": self.best,
             "seconds": self.seconds,
+            "compiled": self.compiled,
         }
         weights = {k: v for k, v in self.stepper.model.state_dict().items() if k != "lm_head.weight"}  # tied to wte
         state = TrainingState(self.step, weights, self.stepper.tensors(), loop)
@@ -235,7 +237,8 @@ def plan_steps(stepper: Stepper, batches: Batches, look: Look, max_minutes: floa
     """
     budget = 60 * max_minutes
     weights = {name: tensor.clone() for name, tensor in stepper.model.state_dict().items()}
-    stepper(0, batches)  # the first step allocates and compiles
+    for step in range(stepper.warm_up):
+        stepper(step, batches)
     times: list[float] = []
     trial_end = time.perf_counter() + 0.02 * budget
     while len(times) < 3 or (time.perf_counter() < trial_end and len(times) < 50):

@@ -106,9 +106,10 @@ class Transformer(nn.Module):
         positions = torch.arange(start, start + tokens.size(1), device=tokens.device)
         residual = dropout(tokens + self.wpe(positions), self.dropout, self.training)
         delta = None
+        drops = self.training and self.dropout > 0
         recompute = self.recomputes_blocks and cache is None and torch.is_grad_enabled()
         for block in self.h:
-            forward = partial(checkpoint, block, use_reentrant=False) if recompute else block
+            forward = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=drops) if recompute else block
             residual, delta = forward(residual, delta, cache)
         x: Tensor = self.ln_f(residual, delta)[1]
         return x

@@ -10,19 +10,23 @@ from torch import Tensor
 from smallgpt.infrastructure.devices import Choice
 from smallgpt.infrastructure.token_store import ShortThenFull
 
-RESIDENT_SHARE = 0.25  # of the free memory that tokens may take
+RESIDENT_SHARE = 0.25  # of a GPU's memory that tokens may take
 
 
 def batches_on(device: torch.device, batches: ShortThenFull) -> tuple["ShortThenFull | Resident | Prefetched", Choice]:
     """The same batches, brought to the device in the way that keeps it busy; and why that way."""
     if device.type == "cpu":
         return batches, Choice("mapped", "windows are read from the file as they are needed")
-    free, _ = torch.cuda.mem_get_info(device)
-    size = batches.tokens.nbytes
-    words = f"{size / 2**20:,.0f} MiB of tokens, {free / 2**20:,.0f} MiB free"
-    if size <= RESIDENT_SHARE * free:
+    size, (_, total) = batches.tokens.nbytes, torch.cuda.mem_get_info(device)
+    words = f"{size / 2**20:,.0f} MiB of tokens, and the GPU has {total / 2**20:,.0f} MiB"
+    if is_resident(size, device):
         return Resident(batches, device), Choice("resident", words)
     return Prefetched(batches, device), Choice("prefetched", words)
+
+
+def is_resident(token_bytes: int, device: torch.device) -> bool:
+    """Whether that many bytes of tokens lie on the GPU: when they take a small share of all its memory."""
+    return token_bytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[1]
 
 
 class Resident:
@@ -50,15 +54,15 @@ class Prefetched:
     def __init__(self, batches: ShortThenFull, device: torch.device) -> None:
         self.batches, self.device = batches, device
         self.reader = ThreadPoolExecutor(1, "batches")
-        self.ahead: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
+        self.ahead: tuple[int, Sequence[int], Future[tuple[Tensor, Tensor]]] | None = None
 
     def rows(self, step: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See application.ports.Batches; on the device, without waiting for it. Asked for in turn, they are ready."""
-        if self.ahead is not None and self.ahead[0] == step:
-            inputs, targets = self.ahead[1].result()
+        if self.ahead is not None and self.ahead[:2] == (step, rows):
+            inputs, targets = self.ahead[2].result()
         else:
             inputs, targets = self._read(step, rows)
-        self.ahead = step + 1, self.reader.submit(self._read, step + 1, rows)
+        self.ahead = step + 1, rows, self.reader.submit(self._read, step + 1, rows)
         return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
     def _read(self, step: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -87,9 +87,10 @@ def choose_threads(wanted: int | None) -> Choice:
     variable = os.environ.get("OMP_NUM_THREADS", "")
     if variable.isdecimal() and int(variable) > 0:
         return Choice(variable, "OMP_NUM_THREADS")
-    usable, cores, quota = cpus.usable(), cpus.cores(), cpus.quota()
-    if quota is not None and quota < cores:
-        return Choice(str(quota), f"the container may use {quota} of {usable} processors")
+    cores, quota = cpus.cores(), cpus.quota()
+    usable = min(cpus.usable(), quota or cpus.usable())
+    if usable < cores:
+        return Choice(str(usable), f"the container may use {quota} of {cpus.usable()} processors")
     if cores == usable:
         return Choice(str(cores), f"{cores} cores are available to this process")
     times = {threads: _product_seconds(threads) for threads in (cores, usable)}

@@ -72,7 +72,7 @@ def train(
     phases = phases or Phases()
     machine = choose_machine(config)  # before anything is written: a device that is not there leaves no folder
     phases.end("kernels")
-    config, memory = settle(config, machine)
+    config, memory = settle(config, machine, store.tokens("train").nbytes)
     if memory.warning is not None:
         warn(memory.warning)
     run = RunFolder(out)
@@ -94,30 +94,24 @@ def train(
                 model = new_model(config, machine, saved)
                 phases.end("model")
                 parts = RunParts(config, store, machine, model, sink, should_stop, captures=profile == 0)
-                loop, compiled = _assemble(parts, run, memory, saved, phases, started)
-                return _run(loop, run, profile, compiled=compiled)
+                loop = _assemble(parts, run, memory, saved, phases, started)
+                return _run(loop, run, profile)
         finally:
             sink.close()
 
 
 def _assemble(
     parts: RunParts, run: RunFolder, memory: RunMemory, saved: TrainingState | None, phases: Phases, started: float
-) -> tuple[Loop, bool]:
-    """The loop of a run, and whether its model is compiled. What takes long is told as it ends."""
-    config, machine = parts.config, parts.machine
-    peak = devices.matmul_peak(machine.device, machine.dtype, seconds=0.1)  # every run waits for it
+) -> Loop:
+    """The loop of a run. What takes long is told as it ends."""
+    config, device = parts.config, parts.machine.device
+    peak = devices.matmul_peak(device, parts.machine.dtype, seconds=0.1)  # every run waits for it
     phases.end("ceiling")
     total_steps = _planned_steps(config, saved)
     stepper = parts.stepper(total_steps or PROVISIONAL_STEPS)
     phases.end("optimizer")
     parts.tracker.log({**start_event(parts, memory, peak, saved), "startup_seconds": phases.rounded()})
-    compiled = machine.compiling.value == "on"
-    if compiled:
-        compile_blocks(parts.model)
-    if machine.compiling.value == "probe":
-        compiled, words = keep_if_faster(stepper, parts.batches(0))
-        parts.say(f"compile {'on' if compiled else 'off'}: {words}")
-        stepper = parts.stepper(total_steps or PROVISIONAL_STEPS)
+    compiled = _compile(parts, saved)
     look = parts.look()
     if total_steps is None:
         assert config.training.max_minutes is not None, "or the steps were planned"
@@ -134,20 +128,38 @@ def _assemble(
         look,
         should_stop=parts.should_stop,
         peak_flops=peak,
-        memory=lambda: devices.memory_in_use(machine.device),
+        memory=lambda: devices.memory_in_use(device),
         started=started,
+        compiled=compiled,
     )
     if saved is not None:
         loop.restore(saved)
-    return loop, compiled
+    return loop
 
 
-def _run(loop: Loop, run: RunFolder, profile: int, *, compiled: bool) -> Outcome:
+def _compile(parts: RunParts, saved: TrainingState | None) -> bool:
+    """Compile the blocks if that is the machine's choice or, where it wants a probe, if they are faster. Are they compiled?
+
+    A resumed run keeps what its probe found: a compiled step rounds, and drops, otherwise.
+    """
+    choice = parts.machine.compiling.value
+    if choice == "probe" and saved is not None:
+        choice = "on" if saved.loop.get("compiled") else "off"
+    if choice == "probe":
+        compiled, words = keep_if_faster(parts.stepper(PROVISIONAL_STEPS), parts.batches(0))
+        parts.say(f"compile {'on' if compiled else 'off'}: {words}")
+        return compiled
+    if choice == "on":
+        compile_blocks(parts.model)
+    return choice == "on"
+
+
+def _run(loop: Loop, run: RunFolder, profile: int) -> Outcome:
     if not profile:
         return loop.run()
     from smallgpt.interfaces.profiling import recording  # brings the profiler, which other runs never need
 
-    with recording(loop, profile, run.path, compiled=compiled):
+    with recording(loop, profile, run.path, compiled=loop.compiled):
         return loop.run()
 
 

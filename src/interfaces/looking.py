@@ -46,14 +46,18 @@ def evaluate_split(
     return evaluate(model, progress(blocks, len(tokens)), text_bytes, autocast=autocast)
 
 
-def sampler(config: EvaluationConfig, seed: int, tokenizer: Tokenizer | None) -> Callable[[GPT, int], dict[str, Any]]:
-    """Continues the configured prompt with the same random numbers every time; without a tokenizer, ids are all there is."""
+def sampler(
+    config: EvaluationConfig, seed: int, tokenizer: Tokenizer | None, vocab_size: int
+) -> Callable[[GPT, int], dict[str, Any]]:
+    """Continues the configured prompt with the same random numbers every time; without a tokenizer, ids are all there is.
+
+    No id from vocab_size on is taken: those are padding.
+    """
     prompt = config.prompt if tokenizer is not None else ""
     ids = tokenizer.encode(prompt) if tokenizer is not None else []
     if not ids:
         ids = [tokenizer.end_of_text if tokenizer is not None and tokenizer.end_of_text is not None else 0]
-    n_tokens = tokenizer.vocab_size if tokenizer is not None else None
-    sampling = replace(SAMPLING, n_tokens=n_tokens)
+    sampling = replace(SAMPLING, n_tokens=vocab_size)
 
     def sample(model: GPT, step: int) -> dict[str, Any]:
         end = tokenizer.end_of_text if tokenizer is not None else None

@@ -43,12 +43,14 @@ class Machine:
 
 
 def choose_machine(config: RunConfig) -> Machine:
-    """Decide device, threads, memory, precision, compilation and kernels for a run; threads and memory are set at once.
+    """Decide device, threads, memory, precision, compilation and kernels for a run; the first three are set at once.
 
     Raises HardwareError for a wish that cannot be.
     """
     settings, kernels = config.training, config.kernels
     device = devices.choose_device(settings.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     threads = devices.choose_threads(settings.threads)
     torch.set_num_threads(int(threads.value))
     allocator = keep_freed_memory() if device.type == "cpu" else None

@@ -10,6 +10,7 @@ from smallgpt.application.memory_plan import KernelBytes, MemoryPlan, largest_mi
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import HardwareError, is_out_of_memory
 from smallgpt.infrastructure import devices
+from smallgpt.infrastructure.device_batches import is_resident
 from smallgpt.interfaces.machine import Machine
 from smallgpt.kernels.attention import memory as attention
 from smallgpt.kernels.layer_norm import memory as layer_norm
@@ -51,9 +52,14 @@ class RunMemory:
         }
 
 
-def settle(config: RunConfig, machine: Machine) -> tuple[RunConfig, RunMemory]:
-    """The configuration with a number for `micro_batch auto`, and its memory. Raises HardwareError when nothing fits."""
+def settle(config: RunConfig, machine: Machine, token_bytes: int = 0) -> tuple[RunConfig, RunMemory]:
+    """The configuration with a number for `micro_batch auto`, and its memory. Raises HardwareError when nothing fits.
+
+    token_bytes is the size of the training tokens, which a GPU may hold.
+    """
     available, held = devices.memory_available(machine.device), devices.memory_held(machine.device)
+    if machine.device.type == "cuda" and available is not None and is_resident(token_bytes, machine.device):
+        available -= token_bytes
     reason = None
     if config.training.micro_batch == "auto":
         micro_batch = _largest(config, machine, available)
@@ -82,7 +88,8 @@ def plan(config: RunConfig, machine: Machine, *, evaluates: bool = True) -> Memo
         loss_forward=loss.forward,
         loss_backward=loss.backward,
     )
-    return plan_memory(config, B, dtype.itemsize, kernels, evaluates=evaluates)
+    captured = machine.graphs.value == "on"
+    return plan_memory(config, B, dtype.itemsize, kernels, evaluates=evaluates, captured=captured)
 
 
 @contextmanager

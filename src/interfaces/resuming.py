@@ -21,6 +21,7 @@ FREE_SETTINGS = {
         "device",
         "threads",
         "compile",
+        "cuda_graphs",
         "max_skipped",
     },
     "data": {"path", "corpus", "tokenizer", "vocab_size"},  # its sha256 may not

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from smallgpt.application.compiling import as_it_is
 from smallgpt.application.cuda_graphs import Graphs
 from smallgpt.application.ports import Batches, Tracker
 from smallgpt.application.step import Stepper
@@ -34,10 +35,7 @@ class RunParts:
 
     def stepper(self, total_steps: int) -> Stepper:
         """A fresh optimizer and schedule for that many steps."""
-        graphs = None
-        if self.captures and self.machine.graphs.value == "on":
-            asked_for = self.config.training.cuda_graphs == "on"
-            graphs = Graphs(self.machine.device, None if asked_for else self._not_captured)
+        graphs = Graphs(self.machine.device) if self.captures and self.machine.graphs.value == "on" else None
         return Stepper(self.model, self.config, total_steps, self.machine.dtype, graphs=graphs)
 
     def batches(self, short_steps: int) -> Batches:
@@ -55,18 +53,17 @@ class RunParts:
         return batches
 
     def look(self) -> Look:
-        """How the loop looks at the model."""
+        """How the loop looks at the model: as it is, so that compiled forms are left to training."""
         return Look(
-            evaluator(self.store, self.config.evaluation.max_tokens),
-            sampler(self.config.evaluation, self.config.training.seed, self.store.tokenizer),
+            as_it_is(evaluator(self.store, self.config.evaluation.max_tokens)),
+            as_it_is(
+                sampler(self.config.evaluation, self.config.training.seed, self.store.tokenizer, self.store.vocab_size)
+            ),
         )
 
     def say(self, words: str) -> None:
         """Keep a line in the run's record, and show it."""
         self.tracker.log({"event": "note", "step": 0, "words": words})
-
-    def _not_captured(self, error: str) -> None:
-        self.say(f"cuda-graphs off: the step could not be captured: {error}")
 
 
 def new_model(config: RunConfig, machine: Machine, saved: TrainingState | None) -> GPT:

@@ -36,8 +36,8 @@ def test_the_next_batch_is_read_while_a_step_runs() -> None:
     found = Prefetched(source, CPU)
     found.rows(4, range(6))
     assert found.ahead is not None
-    step, reading = found.ahead
-    assert step == 5
+    step, rows, reading = found.ahead
+    assert (step, rows) == (5, range(6))
     assert isinstance(reading, Future)
     assert torch.equal(reading.result()[0], source.rows(5, range(6))[0])
 
