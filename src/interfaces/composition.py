@@ -95,7 +95,7 @@ def train(
                 phases.end("model")
                 parts = RunParts(config, store, machine, model, sink, should_stop, captures=profile == 0)
                 loop = _assemble(parts, run, memory, saved, phases, started)
-                return _run(loop, run, profile)
+                return _run(loop, parts, run, profile)
         finally:
             sink.close()
 
@@ -154,11 +154,13 @@ def _compile(parts: RunParts, saved: TrainingState | None) -> bool:
     return choice == "on"
 
 
-def _run(loop: Loop, run: RunFolder, profile: int) -> Outcome:
+def _run(loop: Loop, parts: RunParts, run: RunFolder, profile: int) -> Outcome:
     if not profile:
         return loop.run()
     from smallgpt.interfaces.profiling import recording  # brings the profiler, which other runs never need
 
+    if parts.machine.graphs.value == "on":
+        parts.say("cuda-graphs off: a profile tells single operations apart")
     with recording(loop, profile, run.path, compiled=loop.compiled):
         return loop.run()
 
