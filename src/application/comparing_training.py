@@ -16,8 +16,6 @@ class Sitting:
     seconds: list[float]
     """Per step, after warm-up."""
     tokens_per_step: int
-    start_memory_bytes: int
-    """Before there is a model: on a CPU the interpreter and its libraries, on a GPU nothing."""
     peak_memory_bytes: int
     """Of the whole process on a CPU (libraries included), of the allocator on a GPU."""
     precision: str

@@ -12,7 +12,9 @@ import torch
 from smallgpt.application.comparing_training import Sitting
 from smallgpt.application.cost_growth import Point, curve, step_bytes, step_flops
 from smallgpt.domain.config import GPTConfig, OptimizerConfig, RunConfig, TrainingConfig
+from smallgpt.domain.gpt import GPT
 from smallgpt.infrastructure import devices
+from smallgpt.infrastructure.allocations import peak_bytes
 from smallgpt.infrastructure.corpora import demo
 from smallgpt.infrastructure.corpora.local_text import DEFAULT_SEPARATOR
 from smallgpt.infrastructure.preparing import prepare_text
@@ -32,7 +34,7 @@ def training_curves(sizes: Sizes, *, device: str, rounds: int, steps: int, tell:
     base = {name: values[0] for name, values in sizes.items()}
     varying = {name: values for name, values in sizes.items() if len(values) > 1}
     configs = {name: [run_config({**base, name: size}, device) for size in values] for name, values in varying.items()}
-    measured: dict[RunConfig, list[Sitting]] = {
+    measured: dict[RunConfig, list[tuple[Sitting, int]]] = {
         config: [] for own in configs.values() for config in own
     }  # the base once
     for turn in range(rounds):
@@ -45,25 +47,24 @@ def training_curves(sizes: Sizes, *, device: str, rounds: int, steps: int, tell:
     ]
 
 
-def _point(size: int, config: RunConfig, sittings: Sequence[Sitting]) -> Point:
-    value_bytes = devices.DTYPES[sittings[0].precision].itemsize
+def _point(size: int, config: RunConfig, measured: Sequence[tuple[Sitting, int]]) -> Point:
+    value_bytes = devices.DTYPES[measured[0][0].precision].itemsize
     return Point(
         size=size,
-        seconds=[seconds for sitting in sittings for seconds in sitting.seconds],
-        memory_bytes=max(PAGE, *(s.peak_memory_bytes - s.start_memory_bytes for s in sittings)),
+        seconds=[seconds for sitting, _ in measured for seconds in sitting.seconds],
+        memory_bytes=max(memory for _, memory in measured),
         ideal_work=step_flops(config.model, config.training.batch_size),
         ideal_memory=step_bytes(config.model, config.training.batch_size, value_bytes),
     )
 
 
-def train_here(config: RunConfig, steps: int) -> Sitting:
-    """Some training steps in this process, on a CPU after one of a toy, which loads the libraries that a step needs."""
+def train_here(config: RunConfig, steps: int) -> tuple[Sitting, int]:
+    """Some training steps in this process, and the most bytes that weights, two steps and what they keep take at a time."""
+    sitting = sit_here("smallgpt", config, warmup=2, steps=steps)
     device = devices.choose_device(config.training.device)
-    if device.type == "cpu":
-        shape = GPTConfig(block_size=8, vocab_size=64, n_layer=1, n_head=1, n_embd=32, dropout=0.0)
-        toy = config.model_copy(update={"model": shape})
-        step_of("smallgpt", toy, "auto", device, draw(toy, 1))(0)
-    return sit_here("smallgpt", config, warmup=2, steps=steps)
+    step = step_of("smallgpt", config, sitting.precision, device, draw(config, 2))
+    weights = 4 * GPT(config.model).n_parameters(positions=True)
+    return sitting, weights + peak_bytes(lambda: [step(0), step(1)], device)
 
 
 def run_config(at: Mapping[str, int], device: str) -> RunConfig:

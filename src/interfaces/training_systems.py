@@ -49,7 +49,6 @@ def sit_here(system: str, config: RunConfig, *, warmup: int, steps: int) -> Sitt
     precision = devices.choose_precision(device, "fp32" if system in IN_FP32 else config.training.precision).value
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    start_memory = devices.memory_in_use(device)
     run = step_of(system, config, precision, device, draw(config, warmup + steps))
 
     def step(i: int) -> None:
@@ -63,7 +62,6 @@ def sit_here(system: str, config: RunConfig, *, warmup: int, steps: int) -> Sitt
         first_step_seconds=first,
         seconds=seconds,
         tokens_per_step=config.training.batch_size * config.model.block_size,
-        start_memory_bytes=start_memory,
         peak_memory_bytes=devices.memory_in_use(device),
         precision=precision,
         # last, because its operands are not the step's memory; long, because a busy machine gives its best now and then

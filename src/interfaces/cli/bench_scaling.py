@@ -26,9 +26,9 @@ def scaling(
     """Measure how a training step's time and memory grow with each size of the model, and `prepare`'s with the corpus.
 
     Sizes vary one at a time; the first value of each is the base point's, and a single value does not vary. Every point is
-    a process of its own; memory is its peak above what it held before the model was made. Beside each fitted exponent
-    stands the one that counting gives at the same points: FLOPs for time; for memory weights, optimizer and kept
-    activations; and for a corpus its bytes.
+    a process of its own. Memory is what weights, gradients, optimizer and step take at their peak, and what `prepare` grows
+    by. Beside each fitted exponent stands the one that counting gives at the same points: FLOPs for time; for memory
+    weights, optimizer and kept activations; and for a corpus its bytes.
 
     Try:
       smallgpt bench scaling
