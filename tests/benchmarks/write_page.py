@@ -49,8 +49,20 @@ Row = Mapping[str, Any]
 def page(folder: Path) -> str:
     """The whole page from a folder of JSON files, in the order of their names."""
     return "\n".join(
-        [HEAD, *(section(path.name, json.loads(path.read_text())) for path in sorted(folder.glob("*.json")))]
+        [
+            HEAD,
+            *(
+                section(path.name, json.loads(path.read_text())) + picture(path)
+                for path in sorted(folder.glob("*.json"))
+            ),
+        ]
     )
+
+
+def picture(figures: Path) -> str:
+    """The plot that was written beside the figures, if there is one."""
+    plot = figures.with_suffix(".png")
+    return f"\n![{figures.stem}](benchmarks/{plot.name})\n" if plot.exists() else ""
 
 
 def section(name: str, content: Any) -> str:
