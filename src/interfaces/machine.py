@@ -49,7 +49,7 @@ def choose_machine(config: RunConfig) -> Machine:
     """
     settings, kernels = config.training, config.kernels
     device = devices.choose_device(settings.device)
-    if device.type == "cuda":
+    if device.index is not None:  # "cuda" alone is the current one; streams and events that name none belong to that
         torch.cuda.set_device(device)
     threads = devices.choose_threads(settings.threads)
     torch.set_num_threads(int(threads.value))
