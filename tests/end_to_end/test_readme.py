@@ -310,7 +310,7 @@ def test_the_demo_from_nothing(
     """`make demo` with less time: the corpus is made, and the length is planned to fit the minutes."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:
-        main(["train", "demo", "--training.max-minutes", "0.3", "--training.threads", "1"])
+        main(["train", "demo", "--training.max-minutes", "0.5", "--training.threads", "1"])
     assert left.value.code == 0
     out = capsys.readouterr().out
     for words in (
