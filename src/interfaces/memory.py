@@ -16,8 +16,9 @@ from smallgpt.kernels.attention import memory as attention
 from smallgpt.kernels.layer_norm import memory as layer_norm
 from smallgpt.kernels.linear_cross_entropy import memory as linear_cross_entropy
 
-# Of what is available. The plan is within a tenth of the peak; allocators lose some to gaps, and the C library's most.
-USABLE = {"cuda": 0.85, "cpu": 0.7}
+# Of what is available. The plan is within a tenth of what is handed out; allocators lose some to gaps, and the C
+# library's most: a process on a CPU grew by 1.22 to 1.45 times its plan, from run to run of one command.
+USABLE = {"cuda": 0.85, "cpu": 0.6}
 
 
 @dataclass(frozen=True)
