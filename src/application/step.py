@@ -89,7 +89,7 @@ class Stepper:
         norms = torch.stack(torch._foreach_norm(gradients))
         norm = torch.linalg.vector_norm(norms)
         finite = torch.isfinite(torch.cat([norms, torch.stack([norm, loss])]))
-        self._update(gradients, norm, ~finite.all())
+        self._update(norm, ~finite.all())
         scale = self.scaler.scale(torch.ones((), device=self.device))
         if self.scaler.is_enabled():
             self.scaler.update()
@@ -117,7 +117,7 @@ class Stepper:
             loss += share.detach()
         return self.processes.sum(loss), total
 
-    def _update(self, gradients: list[Tensor], norm: Tensor, bad: Tensor) -> None:
+    def _update(self, norm: Tensor, bad: Tensor) -> None:
         """Clip and update; where `bad` () is set, the optimizers leave everything as it is."""
         if self.config.training.clip_norm > 0:
             clip_grads_with_norm_(list(self.model.parameters()), self.config.training.clip_norm, norm)

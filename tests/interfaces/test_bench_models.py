@@ -10,9 +10,8 @@ import pytest
 from smallgpt.domain.errors import HardwareError
 from smallgpt.infrastructure import competitors
 from smallgpt.interfaces import cost_growth, fresh_process, generation_systems, training_systems
-from smallgpt.interfaces.cli import main
+from tests.interfaces.conftest import Run
 
-Run = Callable[..., tuple[int, str, str]]
 TINY = ["--n-layer=1", "--n-head=2", "--n-embd=32", "--block-size=24", "--vocab-size=101"]
 TRAIN = ["bench", "train", *TINY, "--batch-size=2", "--steps=2", "--device=cpu"]
 GENERATE = ["bench", "generate", *TINY, "--prompt-tokens=4", "--new-tokens=8", "--device=cpu"]
@@ -20,19 +19,6 @@ SCALING = ["bench", "scaling", "--block-size=16", "--batch-size=2", "--n-embd", 
 SCALING += ["--vocab-size=64", "--stories", "60", "120", "--steps=2", "--device=cpu"]
 ONCE, TWICE = "--rounds=1", "--rounds=2"
 HEADER = ["command", "machine", "versions", "commit"]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        assert isinstance(left.value.code, int)
-        return left.value.code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -2,14 +2,12 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from smallgpt.interfaces.cli import main
+from tests.interfaces.conftest import Run
 
-Run = Callable[..., tuple[int, str, str]]
 QUICK = ["--device=cpu", "--dtype=fp32", "--rounds=1", "--seconds=0"]
 TINY = {
     "attention": ["--seq-lens", "8", "16", "--n-head=2", "--head-size=16"],
@@ -21,19 +19,6 @@ SHAPES = {
     "layer-norm": {"rows", "width", "add"},
     "cross-entropy": {"rows", "vocab_size", "width"},
 }
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        assert isinstance(left.value.code, int)
-        return left.value.code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.mark.parametrize("command", TINY)

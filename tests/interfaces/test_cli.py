@@ -17,23 +17,8 @@ from pydantic import ValidationError
 from smallgpt import __version__
 from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.errors import CheckpointError, ConfigError, DataError, HardwareError, NumericsError
-from smallgpt.interfaces.cli import COMMANDS, errors, main
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as left:
-            main(arguments)
-        out, err = capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return left.value.code, out, err
-
-    return call
+from smallgpt.interfaces.cli import COMMANDS, errors
+from tests.interfaces.conftest import Run
 
 
 def process(*arguments: str, **options: Any) -> subprocess.Popen[str]:

@@ -5,16 +5,15 @@ import json
 import random
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from torch import Tensor
 
 from smallgpt.domain.config import DataConfig, RunConfig
-from smallgpt.interfaces.cli import main
 from smallgpt.interfaces.cli.prepare import default_folder
 from smallgpt.kernels.select import BACKENDS
+from tests.interfaces.conftest import Run, leave
 
 TINY = [
     "--model.n-layer=1",
@@ -27,26 +26,6 @@ TINY = [
     "--training.compile=off",
     "--evaluation.sample-tokens=8",
 ]
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-def leave(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(arguments)
-    assert isinstance(left.value.code, int)
-    return left.value.code
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = leave(*arguments)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import HardwareError
 from smallgpt.domain.gpt import GPT
 from smallgpt.infrastructure import devices
+from smallgpt.infrastructure.allocations import allocated_on_cpu
 from smallgpt.infrastructure.devices import Choice
 from smallgpt.interfaces.machine import Machine
 from smallgpt.interfaces.memory import USABLE, RunMemory, explaining_shortage, plan, settle
 from smallgpt.kernels.attention.memory import kept_bytes as attention_kept
 from smallgpt.kernels.layer_norm.memory import kept_bytes as layer_norm_kept
 from smallgpt.kernels.select import BACKENDS, Selection
-from tests.allocations import allocated
 from tests.conftest import MadeBatches
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def measured_peak(config: RunConfig, machine: Machine) -> int:
         for step in range(2):
             stepper(step, MadeBatches(config.model))
 
-    return allocated(train).peak
+    return allocated_on_cpu(train).peak
 
 
 RUNS: dict[str, RunConfig] = {
@@ -102,7 +102,7 @@ def test_what_attention_keeps_is_counted(backend: str, dropout: float, tokens: i
 
     forward()  # compiles what is compiled once
     results.clear()
-    left = allocated(forward).left
+    left = allocated_on_cpu(forward).left
     output = 4 * B * tokens * H * D
     expected = output + attention_kept(backend, CPU, torch.float32, B, tokens, H, D, dropout)
     assert left == pytest.approx(expected, abs=200)  # a seed, a scale
@@ -120,7 +120,7 @@ def test_what_layer_norm_keeps_is_counted(backend: str) -> None:
 
     forward()
     results.clear()
-    left = allocated(forward).left
+    left = allocated_on_cpu(forward).left
     total_too = 4 * N * C if backend == "reference" else 0  # the next block reads it; the others keep it anyway
     assert left == pytest.approx(4 * N * C + total_too + layer_norm_kept(backend, N, C), abs=200)
 

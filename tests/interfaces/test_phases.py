@@ -15,18 +15,11 @@ import pytest
 
 from smallgpt.infrastructure import token_store
 from smallgpt.infrastructure.tokenizers import load_tokenizer
-from smallgpt.interfaces.cli import main
 from smallgpt.interfaces.phases import Phases, begin_command, in_words, process_age
+from tests.interfaces.conftest import leave
 
 TINY = ["--model.n-layer=1", "--model.n-head=2", "--model.n-embd=32", "--model.block-size=32"]
 TINY += ["--training.batch-size=4", "--training.threads=1", "--evaluation.sample-tokens=4"]
-
-
-def leave(*words: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(words)
-    assert isinstance(left.value.code, int)
-    return left.value.code
 
 
 @pytest.fixture

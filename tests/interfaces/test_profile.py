@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from smallgpt.interfaces.cli import main, profile_table
+from smallgpt.interfaces.cli import profile_table
+from tests.interfaces.conftest import leave
 
 TINY = [
     *("--model.n-layer=2", "--model.n-head=2", "--model.n-embd=32", "--model.block-size=32", "--model.dropout=0.1"),
@@ -30,13 +31,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = folder / "tokens"
     assert leave("prepare", "text", str(folder / "stories.txt"), "--tokenizer", "bytes", "--out", str(out)) == 0
     return out
-
-
-def leave(*words: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(words)
-    assert isinstance(left.value.code, int)
-    return left.value.code
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def loss_bytes(
         cast = V * C * e if e < 4 else 0  # of the weight, kept for dx; as large is dW before it becomes fp32
         return LossBytes(cast + logits + 4 * N * V, cast + max(5 * logits, logits + gradients))
     if backend == "torch":
-        kept = N * C * x_itemsize + 4 * V * C
+        kept = gradients  # made in the forward pass
         return LossBytes(kept + _native_workspace(device, e, N, V, C), kept + gradients)
     if backend == "triton-flash" or (backend == "triton" and fused.prefers_flash(device, V, C, 8 * e)):
         cast = (N + V) * C * e if e < 4 else 0
