@@ -14,7 +14,7 @@ import torch
 from smallgpt.domain.errors import DataError
 from smallgpt.domain.metrics import ngram_baselines
 from smallgpt.infrastructure.files import folder_written_whole
-from smallgpt.infrastructure.manifest import FILE_NAME, Manifest, SplitFacts, TokenizerFacts
+from smallgpt.infrastructure.manifest import FILE_NAME, Manifest, SplitFacts, TokenFile, TokenizerFacts
 from smallgpt.infrastructure.tokenizers import Progress, Tokenizer
 
 SMALLEST_TEXT = 100
@@ -101,8 +101,8 @@ def count_baselines(
     if progress:
         progress(0, None, "counting n-gram baselines")
     little_endian = np.dtype(dtype).newbyteorder("<")
-    train = np.fromfile(folder / splits["train"].file, little_endian, FITTED_TOKENS).astype(np.int64)
-    validation = np.fromfile(folder / splits["validation"].file, little_endian, SCORED_TOKENS).astype(np.int64)
+    train = np.fromfile(folder / splits["train"].files[0].name, little_endian, FITTED_TOKENS).astype(np.int64)
+    validation = np.fromfile(folder / splits["validation"].files[0].name, little_endian, SCORED_TOKENS).astype(np.int64)
     try:
         baselines = ngram_baselines(torch.from_numpy(train), torch.from_numpy(validation), vocab_size)
     except ValueError:
@@ -125,24 +125,30 @@ def _write_split(
 ) -> SplitFacts:
     """Write SPLIT.bin: the ids of each document, then end-of-text."""
     total = len(texts) if isinstance(texts, Sized) else None
-    documents = text_bytes = longest = 0
+    starts: list[int] = []
+    documents = text_bytes = longest = highest = last = 0
     with (folder / f"{split}.bin").open("wb") as file:
         writer = _Writer(file, dtype)
         for text in texts:
             ids = tokenizer.encode_array(text)
             writer.add(ids, tokenizer.end_of_text)
-            documents += 1
+            starts.append(starts[-1] + last + 1 if starts else 0)
+            documents, last = documents + 1, len(ids)
+            highest = max(highest, int(ids.max()), tokenizer.end_of_text or 0)
             text_bytes += len(text.encode("utf-8"))
             longest = max(longest, len(ids))
             if progress and documents % 1000 == 0:
                 progress(documents, total, f"{split} documents tokenized")
         writer.flush()
+    np.save(folder / f"{split}.starts.npy", np.array(starts, dtype=np.int64))
     return SplitFacts(
-        file=f"{split}.bin",
+        files=(TokenFile(name=f"{split}.bin", tokens=writer.tokens, sha256=writer.digest.hexdigest()),),
         tokens=writer.tokens,
-        documents=documents,
-        text_bytes=text_bytes,
         sha256=writer.digest.hexdigest(),
+        highest_id=highest,
+        documents=documents,
+        starts=f"{split}.starts.npy",
+        text_bytes=text_bytes,
         longest_document=longest,
     )
 

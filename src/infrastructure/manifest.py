@@ -1,9 +1,11 @@
 """`dataset.json`: what a data folder holds, with sizes and hashes to check it by."""
 
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from smallgpt.domain.errors import DataError
 
@@ -15,18 +17,48 @@ class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SplitFacts(_Facts):
-    """One token file. None stands for what adopted files do not tell."""
+FileName = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 
-    file: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+
+class TokenFile(_Facts):
+    """A part of a split's stream of tokens."""
+
+    name: FileName
     tokens: Count
     """Ids in the file, end-of-text included."""
+    sha256: str
+
+
+class SplitFacts(_Facts):
+    """One stream of tokens, in one file or in several that follow each other. None: what adopted files do not tell."""
+
+    files: Annotated[tuple[TokenFile, ...], Field(min_length=1)]
+    tokens: Count
+    """Ids in all files, end-of-text included."""
+    sha256: str
+    """Which tokens these are: the digest of the one file, or one over the digests of several."""
+    highest_id: Count
     documents: Count | None
+    starts: FileName | None
+    """A .npy file: int64 (documents,), where each document begins in the stream."""
     text_bytes: Count | None
     """UTF-8 bytes of the text, without separators."""
-    sha256: str
     longest_document: Count | None
     """Tokens of the longest document, without end-of-text."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        files = sum(file.tokens for file in self.files)
+        if files != self.tokens:
+            raise ValueError(f"{self.tokens} tokens, but its files have {files}")
+        return self
+
+
+def digest_of(files: Sequence[TokenFile]) -> str:
+    """SplitFacts.sha256."""
+    if len(files) == 1:
+        return files[0].sha256
+    return sha256("".join(file.sha256 for file in files).encode()).hexdigest()
 
 
 class TokenizerFacts(_Facts):
@@ -41,12 +73,14 @@ class TokenizerFacts(_Facts):
 class Manifest(_Facts):
     """All of `dataset.json`."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     dtype: Literal["uint16", "uint32"]
     vocab_size: Annotated[int, Field(ge=1)]
     """Every id is below it."""
     tokenizer: TokenizerFacts | None
     source: str
+    revision: str | None = None
+    """The commit of a hub dataset."""
     splits: dict[Literal["train", "validation"], SplitFacts]
     baselines: dict[str, float] | None
     """uniform, unigram, bigram, trigram: nats per validation token; fitted_tokens: the training tokens counted."""

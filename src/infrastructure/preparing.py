@@ -15,7 +15,7 @@ from smallgpt.infrastructure.corpora.local_text import DEFAULT_SEPARATOR, read_d
 from smallgpt.infrastructure.corpora.splitting import split_documents
 from smallgpt.infrastructure.data_folder import check_target, count_baselines, data_folder, describe, write_data_folder
 from smallgpt.infrastructure.files import sha256
-from smallgpt.infrastructure.manifest import FILE_NAME, Manifest, SplitFacts
+from smallgpt.infrastructure.manifest import FILE_NAME, Manifest, SplitFacts, TokenFile
 from smallgpt.infrastructure.token_store import Tokens, highest_id
 from smallgpt.infrastructure.tokenizers import (
     Progress,
@@ -198,11 +198,13 @@ def _adopted_facts(name: str, tokens: Tokens, tokenizer: Tokenizer | None, diges
         text_bytes = sum(int(lengths[tokens[at : at + _AT_ONCE]].sum()) for at in _parts(tokens))
         documents = [] if tokenizer.end_of_text is None else _document_lengths(tokens, tokenizer.end_of_text)
     return SplitFacts(
-        file=name,
+        files=(TokenFile(name=name, tokens=len(tokens), sha256=digest),),
         tokens=len(tokens),
-        documents=len(documents) or None,
-        text_bytes=text_bytes,
         sha256=digest,
+        highest_id=highest_id(tokens),
+        documents=len(documents) or None,
+        starts=None,
+        text_bytes=text_bytes,
         longest_document=max(documents, default=None),
     )
 

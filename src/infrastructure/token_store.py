@@ -53,7 +53,7 @@ class TokenStore:
         """(tokens,) ids of "train" or "validation", uint16 or uint32, mapped from the file."""
         facts = self._facts(split)
         dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
-        return np.memmap(self.folder / facts.file, dtype=dtype, mode="r", shape=(facts.tokens,))
+        return np.memmap(self.folder / facts.files[0].name, dtype=dtype, mode="r", shape=(facts.tokens,))
 
     def text_bytes(self, split: str) -> int | None:
         """UTF-8 bytes of a split's text without separators; None when unknown."""
@@ -96,7 +96,7 @@ def open_store(folder: Path, to_read: Sequence[str] = SPLITS) -> TokenStore:
     store = TokenStore(folder, read_manifest(folder))
     for split in SPLITS:
         facts = store._facts(split)
-        _check_size(folder / facts.file, facts.tokens, store.manifest.item_size)
+        _check_size(folder / facts.files[0].name, facts.tokens, store.manifest.item_size)
         if split in to_read:
             _check_ids(store, facts, highest_id(store.tokens(split)))
     return store
@@ -115,7 +115,7 @@ def verify_store(folder: Path) -> TokenStore:
         _check_ids(store, facts, highest)
         if digest.hexdigest() != facts.sha256:
             raise DataError(
-                f"{folder / facts.file}: SHA-256 {digest.hexdigest()[:12]}, but dataset.json has {facts.sha256[:12]}; "
+                f"{folder / facts.files[0].name}: SHA-256 {digest.hexdigest()[:12]}, but dataset.json has {facts.sha256[:12]}; "
                 "the file was changed: prepare the data again"
             )
     _ = store.tokenizer
@@ -125,7 +125,7 @@ def verify_store(folder: Path) -> TokenStore:
 def _check_ids(store: TokenStore, facts: SplitFacts, highest: int) -> None:
     if highest >= store.vocab_size:
         raise DataError(
-            f"{store.folder / facts.file}: token id {highest}, but the vocabulary ends at {store.vocab_size - 1}; "
+            f"{store.folder / facts.files[0].name}: token id {highest}, but the vocabulary ends at {store.vocab_size - 1}; "
             "the file is damaged or of another tokenizer: prepare the data again"
         )
 

@@ -57,7 +57,7 @@ def test_text_files_become_a_data_folder(tokenizer: str, stories: Path, tmp_path
     documents: list[str] = []
     for split, facts in manifest.splits.items():
         ids = store.tokens(split).tolist()
-        assert facts.sha256 == hashlib.sha256((out / facts.file).read_bytes()).hexdigest()
+        assert facts.sha256 == hashlib.sha256((out / facts.files[0].name).read_bytes()).hexdigest()
         assert len(ids) == facts.tokens
         assert ids[-1] == made.end_of_text
         texts = made.decode(ids).split("<|endoftext|>")[:-1]

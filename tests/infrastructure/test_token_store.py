@@ -113,7 +113,7 @@ def test_a_damaged_folder_is_refused(damage: Callable[[Path], None], words: str,
 def test_a_manifest_cannot_point_outside_its_folder(folder: Path) -> None:
     text = (folder / "dataset.json").read_text(encoding="utf-8")
     (folder / "dataset.json").write_text(text.replace("train.bin", "../copy/train.bin"), encoding="utf-8")
-    with pytest.raises(DataError, match=r"splits\.train\.file"):
+    with pytest.raises(DataError, match=r"splits\.train\.files"):
         open_store(folder)
 
 
