@@ -4,19 +4,16 @@ import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from smallgpt.domain.errors import ConfigError, DataError
-from smallgpt.infrastructure.corpora.hub import hub_documents
-from smallgpt.infrastructure.corpora.local_text import LocalText, read_documents
-from smallgpt.infrastructure.corpora.splitting import split_documents
+from smallgpt.infrastructure.corpora.parts import Documents
+from smallgpt.infrastructure.corpora.planning import ReadOptions, plan_files
 
-SHARED_STORIES = Path(__file__).parents[3] / "shared" / "data" / "tinystories"
 STORIES = [f"Story {i}. The cat sat.\nThen it ran." for i in range(40)]
 
 
@@ -31,8 +28,8 @@ def zstd(content: bytes) -> bytes:
     return compressed
 
 
-def documents(path: Path, **options: str) -> list[str]:
-    return list(read_documents([path], **options))
+def documents(path: Path, **options: Any) -> list[str]:
+    return list(Documents(plan_files([path], ReadOptions(**options))))
 
 
 # --- local files
@@ -60,7 +57,7 @@ def test_folders_are_searched_in_order_and_files_read_once(tmp_path: Path) -> No
     (tmp_path / "a.TXT").write_text("first")
     (tmp_path / "sub" / "c.jsonl").write_text('{"text": "third"}')
     (tmp_path / "notes.md").write_text("not asked for")
-    texts = read_documents([tmp_path, tmp_path / "b.txt"])
+    texts = Documents(plan_files([tmp_path, tmp_path / "b.txt"]))
     assert list(texts) == list(texts) == ["first", "second", "third"]
 
 
@@ -143,13 +140,15 @@ def test_parquet_columns(tmp_path: Path) -> None:
 
 def test_missing_paths_and_empty_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.txt: no such file"):
-        read_documents([tmp_path / "gone.txt"])
+        plan_files([tmp_path / "gone.txt"])
     with pytest.raises(DataError, match=r"no \.txt, \.jsonl, \.parquet files"):
-        read_documents([tmp_path])
+        plan_files([tmp_path])
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(ConfigError, match="encoding 'klingon' is unknown"):
         documents(tmp_path / "a.txt", encoding="klingon")
-    vanished = LocalText((tmp_path / "b.txt",))
+    (tmp_path / "b.txt").write_text("text")
+    vanished = Documents(plan_files([tmp_path / "b.txt"]))
+    (tmp_path / "b.txt").unlink()
     with pytest.raises(DataError, match=r"b\.txt: cannot be read \(No such file"):
         list(vanished)
 
@@ -157,132 +156,3 @@ def test_missing_paths_and_empty_folders(tmp_path: Path) -> None:
 def test_surrogates_in_json_become_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b\\ud83d\\ude42"}')
     assert documents(tmp_path / "a.jsonl") == ["a\ufffdb🙂"]
-
-
-# --- held-out documents
-
-
-def test_the_share_is_held_out_and_copies_stay_together() -> None:
-    texts = [f"document {i % 4000} " + "word " * 20 for i in range(6000)]
-    train, validation = split_documents(texts, 0.05)
-    held_out = list(validation)
-    assert 0.03 < len(held_out) / len(texts) < 0.07
-    assert not set(held_out) & set(train)
-    assert len(held_out) + len(list(train)) == len(texts)
-    assert held_out == list(split_documents(texts[::-1], 0.05)[1])[::-1]  # decided by the text alone
-
-
-@settings(deadline=None, max_examples=100, derandomize=True)
-@given(st.lists(st.text(alphabet="ab .\n", min_size=1, max_size=60), min_size=1, max_size=30), st.floats(0.02, 0.3))
-def test_small_corpora_lose_nothing_and_never_cross(texts: list[str], share: float) -> None:
-    texts = [text for text in texts if text.strip()]
-    if sum(map(len, set(texts))) < 200:
-        return
-    train, validation = split_documents(texts, share)
-    kept, held_out = list(train), list(validation)
-    assert kept
-    assert held_out
-    assert sorted("".join(kept + held_out).replace(" ", "").replace("\n", "")) == sorted(
-        "".join(texts).replace(" ", "").replace("\n", "")
-    )
-    assert not set(kept) & set(held_out) or len(kept + held_out) > len(texts)
-
-
-@pytest.mark.parametrize(
-    ("unit", "end"),
-    [("A line.\nA second.\n\n", "\n\n"), ("One line after another\n", "\n"), ("A sentence. ", ". "), ("word ", " ")],
-)
-def test_one_long_document_is_cut_at_a_boundary(unit: str, end: str) -> None:
-    text = unit * 500
-    train, validation = (list(side) for side in split_documents([text]))
-    assert (len(train), len(validation)) == (1, 1)
-    assert train[0] + validation[0] == text
-    assert train[0].endswith(end)
-    assert 0.04 < len(validation[0]) / len(text) < 0.11
-
-
-def test_a_book_among_notes_is_cut_rather_than_held_out() -> None:
-    book = "It was a long story. " * 2000
-    train, validation = (list(side) for side in split_documents([book, "short note", "another note", book]))
-    assert sum(map(len, validation)) / (2 * len(book)) == pytest.approx(0.05, abs=0.02)
-    assert {"short note", "another note"} <= set(train)
-
-
-def test_no_text_and_impossible_shares() -> None:
-    with pytest.raises(DataError, match="only white space"):
-        split_documents(["", " \n"])
-    for share in (0.0, 1.0, -1.0, 2.0):
-        with pytest.raises(ConfigError, match="validation_share"):
-            split_documents(["text"], share)
-
-
-# --- datasets
-
-
-@pytest.fixture
-def quiet_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The real `datasets` code, its cache in a folder of the test."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    return tmp_path
-
-
-def test_a_folder_in_hub_layout(quiet_hub: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    write_parquet(quiet_hub / "set" / "data" / "train-00000-of-00001.parquet", [*STORIES, None, " "])
-    write_parquet(quiet_hub / "set" / "data" / "validation-00000-of-00001.parquet", ["held out"])
-    train, validation = hub_documents(str(quiet_hub / "set"))
-    assert list(train) == list(train) == STORIES
-    assert list(validation) == ["held out"]
-    assert capfd.readouterr() == ("", "")
-    assert sorted(path.name for path in quiet_hub.iterdir()) == ["cache", "set"]
-
-
-def test_real_stories_in_hub_layout(quiet_hub: Path) -> None:
-    if not SHARED_STORIES.is_dir():
-        pytest.skip("the stories are not in ../shared")
-    train, validation = hub_documents(str(SHARED_STORIES))
-    assert (sum(1 for _ in train), sum(1 for _ in validation)) == (2817, 300)
-
-
-def test_without_a_validation_split_some_documents_are_held_out(quiet_hub: Path) -> None:
-    write_parquet(quiet_hub / "set" / "train.parquet", list(STORIES))
-    train, validation = hub_documents(str(quiet_hub / "set"), validation_share=0.1)
-    assert sorted([*train, *validation]) == sorted(STORIES)
-    assert list(validation)
-
-
-def test_a_test_split_serves_and_splits_without_training_do_not(quiet_hub: Path) -> None:
-    write_parquet(quiet_hub / "set" / "train.parquet", list(STORIES))
-    write_parquet(quiet_hub / "set" / "test.parquet", ["tested"])
-    assert list(hub_documents(str(quiet_hub / "set"))[1]) == ["tested"]
-    write_parquet(quiet_hub / "other" / "test.parquet", ["tested"])
-    write_parquet(quiet_hub / "other" / "validation.parquet", ["valid"])
-    with pytest.raises(DataError, match="no split called train, only"):
-        hub_documents(str(quiet_hub / "other"))
-
-
-def test_columns_of_a_dataset(quiet_hub: Path) -> None:
-    table = pyarrow.table({"story": STORIES, "stars": list(range(40))})
-    (quiet_hub / "set").mkdir()
-    pyarrow.parquet.write_table(table, quiet_hub / "set" / "train.parquet")
-    with pytest.raises(DataError, match=r"no column 'text', only story, stars; choose one with --column"):
-        hub_documents(str(quiet_hub / "set"))
-    with pytest.raises(DataError, match=r"column 'stars' holds int64, not text"):
-        hub_documents(str(quiet_hub / "set"), column="stars")
-
-
-def test_a_dataset_that_cannot_be_had(quiet_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match="no such dataset on the hub, and no folder"):
-        hub_documents(str(quiet_hub / "nothing-here"))
-    (quiet_hub / "broken").mkdir()
-    (quiet_hub / "broken" / "train.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(DataError, match="the dataset cannot be loaded"):
-        hub_documents(str(quiet_hub / "broken"))
-    import datasets
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match=r"cannot be reached .*`smallgpt prepare demo`.*HF_HUB_OFFLINE.*HF_ENDPOINT"):
-        hub_documents("roneneldan/TinyStories")
