@@ -51,6 +51,11 @@ def open_model(path: Path, device: str = "cpu", kernels: str = "torch") -> Opene
         ) from None
     tokenizer_file = folder / "tokenizer.json"
     tokenizer = load_tokenizer(tokenizer_file) if tokenizer_file.exists() else None
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        raise CheckpointError(
+            f"{tokenizer_file} has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}: "
+            "it is another model's; put the one that this model was trained with in its place"
+        )
     number = folder.name.removeprefix("step-")
     step = int(number) if number.isdecimal() else None
     return OpenedModel(model.to(place).eval(), tokenizer, step, folder, run)
