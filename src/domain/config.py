@@ -7,7 +7,7 @@ run when below 1: a recipe then fits runs whose length is only known once the ma
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Backend = Literal["auto", "reference", "torch", "triton"]
 LossBackend = Literal["auto", "reference", "torch", "triton", "triton-chunked", "triton-flash"]
@@ -54,11 +54,31 @@ class GPTConfig(Section):
         return self.n_embd // self.n_head
 
 
+class WeightedFolder(Section):
+    """A data folder among several; also written FOLDER=WEIGHT, or FOLDER."""
+
+    path: Path
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Its share of the samples, in proportion to the others'."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_words(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        folder, sign, weight = value.rpartition("=")
+        return {"path": folder, "weight": weight} if sign else {"path": value}
+
+
 class DataConfig(Section):
-    """Which tokens to train on."""
+    """Which tokens to train on, and in which pieces."""
 
     path: Path | None = None
     """Data folder made by `smallgpt prepare` (also --data). Default: data/CORPUS-TOKENIZER, prepared when missing."""
+    mixture: tuple[WeightedFolder, ...] = ()
+    """Several folders instead: FOLDER=WEIGHT,FOLDER=WEIGHT (also --data for each). No weights: by their tokens."""
+    windows: Literal["anywhere", "documents", "packed"] = "anywhere"
+    """What a row is: any stretch of the text, one that begins where a document does, or whole documents packed together."""
     corpus: Literal["demo", "tinystories"] | None = None
     """Corpus to prepare when no data folder is given."""
     tokenizer: Literal["gpt2", "bpe", "bytes"] = "gpt2"
@@ -67,6 +87,26 @@ class DataConfig(Section):
     """Vocabulary of an own BPE."""
     sha256: str | None = None
     """Of the training tokens; filled in by the run, so that it cannot be resumed on other data."""
+
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _as_words(cls, value: object) -> object:
+        return value.split(",") if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _mixture_is_clear(self) -> Self:
+        if self.mixture and self.path is not None:
+            raise ValueError(f"path ({self.path}) and mixture exclude each other; give one")
+        if len({folder.path for folder in self.mixture}) < len(self.mixture):
+            raise ValueError("mixture names a folder twice; raise its weight instead")
+        if len({folder.weight is None for folder in self.mixture}) == 2:
+            raise ValueError("mixture has weights for some folders only; give every one a weight, or none")
+        return self
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders that are named; none for a corpus that the run prepares."""
+        return tuple(folder.path for folder in self.mixture) or (() if self.path is None else (self.path,))
 
 
 class OptimizerConfig(Section):

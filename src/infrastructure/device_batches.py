@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from smallgpt.infrastructure.devices import Choice
-from smallgpt.infrastructure.token_store import ShortThenFull
+from smallgpt.infrastructure.windows import Anywhere, Batches, ShortThenFull
 
 RESIDENT_SHARE = 0.25  # of a GPU's memory that tokens may take
 
@@ -17,7 +17,9 @@ def batches_on(device: torch.device, batches: ShortThenFull) -> tuple["ShortThen
     """The same batches, brought to the device in the way that keeps it busy; and why that way."""
     if device.type == "cpu":
         return batches, Choice("mapped", "windows are read from the file as they are needed")
-    size, (_, total) = batches.tokens.nbytes, torch.cuda.mem_get_info(device)
+    if not isinstance(batches.full.view, Anywhere):
+        return Prefetched(batches, device), Choice("prefetched", "rows are put together from documents or folders")
+    size, (_, total) = batches.full.view.tokens.nbytes, torch.cuda.mem_get_info(device)
     words = f"{size / 2**20:,.0f} MiB of tokens, and the GPU has {total / 2**20:,.0f} MiB"
     if is_resident(size, device):
         return Resident(batches, device), Choice("resident", words)
@@ -30,20 +32,22 @@ def is_resident(token_bytes: int, device: torch.device) -> bool:
 
 
 class Resident:
-    """All tokens on the device, as they are on disk; windows are gathered there."""
+    """All tokens on the device, as they are on disk; the windows of `Anywhere` are gathered there."""
 
     def __init__(self, batches: ShortThenFull, device: torch.device) -> None:
         self.batches, self.device = batches, device
-        signed = {2: np.int16, 4: np.int32}[batches.tokens.dtype.itemsize]  # torch can index these
-        whole = np.array(batches.tokens).view(signed)
+        tokens = _anywhere(batches.full).tokens
+        signed = {2: np.int16, 4: np.int32}[tokens.dtype.itemsize]  # torch can index these
+        whole = np.array(tokens[:]).view(signed)  # which checks every id
         self.tokens = torch.from_numpy(whole).to(device)
         self.mask = 2 ** (8 * whole.dtype.itemsize) - 1
 
     def rows(self, step: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """See application.ports.Batches; on the device, without waiting for it."""
-        starts, length = self.batches.starts(step, rows)
-        at = _to(torch.from_numpy(starts), self.device)  # (rows,)
-        places = at[:, None] + torch.arange(length + 1, device=self.device)
+        batches, rows = self.batches.at(step, rows)
+        view = _anywhere(batches)
+        at = _to(torch.from_numpy(view.starts(batches.samples(step, rows))), self.device)  # (rows,)
+        places = at[:, None] + torch.arange(view.block_size + 1, device=self.device)
         window = self.tokens[places].long() & self.mask  # (rows, T + 1)
         return window[:, :-1].contiguous(), window[:, 1:].contiguous()
 
@@ -68,6 +72,11 @@ class Prefetched:
     def _read(self, step: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         inputs, targets = self.batches.rows(step, rows)
         return _pinned(inputs, self.device), _pinned(targets, self.device)
+
+
+def _anywhere(batches: Batches) -> Anywhere:
+    assert isinstance(batches.view, Anywhere), "or batches_on chose Prefetched"
+    return batches.view
 
 
 def _pinned(x: Tensor, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from smallgpt.application.compiling import compile_blocks, keep_if_faster
 from smallgpt.application.ports import Tracker
 from smallgpt.application.training import Loop, Outcome, plan_steps
-from smallgpt.domain.config import DEFAULT_STEPS, RunConfig, steps_of
+from smallgpt.domain.config import DEFAULT_STEPS, RunConfig, WeightedFolder, steps_of
 from smallgpt.domain.errors import DataError
 from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure import checkpoints, devices
@@ -19,14 +19,14 @@ from smallgpt.interfaces.machine import choose_machine
 from smallgpt.interfaces.memory import RunMemory, explaining_shortage, settle
 from smallgpt.interfaces.phases import Phases
 from smallgpt.interfaces.resuming import check_resumable, state_to_resume
-from smallgpt.interfaces.run_parts import RunParts, new_model
+from smallgpt.interfaces.run_parts import RunParts, new_model, view_of
 
 PROVISIONAL_STEPS = 1000  # of a schedule whose length is yet to be found
 VOCABULARY_MULTIPLE = 128  # rows of the embedding: whole tiles of matrix products; gives 50,304 for GPT-2's 50,257
 
 
-def resolve(config: RunConfig, store: TokenStore, data: Path, *, vocab_size_given: bool) -> RunConfig:
-    """The configuration with what the data decides filled in: the folder and, unless given, the vocabulary.
+def resolve(config: RunConfig, store: TokenStore, *, vocab_size_given: bool) -> RunConfig:
+    """The configuration with what the data decides filled in: the folders and, unless given, the vocabulary.
 
     Raises DataError when the model cannot hold the data's ids or a split is shorter than a block.
     """
@@ -34,21 +34,34 @@ def resolve(config: RunConfig, store: TokenStore, data: Path, *, vocab_size_give
     vocab_size = config.model.vocab_size if vocab_size_given else padded
     if vocab_size < store.vocab_size:
         raise DataError(
-            f"model.vocab_size ({vocab_size}) is smaller than the vocabulary of {data} ({store.vocab_size}); leave it out"
+            f"model.vocab_size ({vocab_size}) is smaller than the vocabulary of {store.name} ({store.vocab_size}); leave it out"
         )
     for split in ("train", "validation"):
         tokens = len(store.tokens(split))
         if tokens <= config.model.block_size:
             raise DataError(
-                f"the {split} split of {data} has {tokens} tokens, and a block needs {config.model.block_size + 1}; "
+                f"the {split} split of {store.name} has {tokens} tokens, and a block needs {config.model.block_size + 1}; "
                 "lower --model.block-size or prepare more text"
             )
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"vocab_size": vocab_size}),
-            "data": config.data.model_copy(update={"path": data.absolute(), "sha256": store.sha256("train")}),
+            "data": config.data.model_copy(update={**_places(config, store), "sha256": store.sha256("train")}),
         }
     )
+
+
+def _places(config: RunConfig, store: TokenStore) -> dict[str, object]:
+    """Where the data is; of several folders with the weights, which are their shares of all tokens unless given."""
+    folders = [folder.path.absolute() for folder in store.folders]
+    if len(folders) == 1:
+        return {"path": folders[0], "mixture": ()}
+    total = len(store.tokens("train"))
+    mixed = [
+        WeightedFolder(path=path, weight=given.weight or folder.facts("train").tokens / total)
+        for path, given, folder in zip(folders, config.data.mixture, store.folders, strict=True)
+    ]
+    return {"path": None, "mixture": tuple(mixed)}
 
 
 def train(
@@ -72,7 +85,10 @@ def train(
     phases = phases or Phases()
     machine = choose_machine(config)  # before anything is written: a device that is not there leaves no folder
     phases.end("kernels")
-    config, memory = settle(config, machine, store.tokens("train").nbytes)
+    view = view_of(config, store, config.model.block_size)
+    if config.data.windows != "anywhere":
+        phases.end("windows")
+    config, memory = settle(config, machine, _resident_bytes(config, store))
     if memory.warning is not None:
         warn(memory.warning)
     run = RunFolder(out)
@@ -93,11 +109,16 @@ def train(
             with explaining_shortage(config, machine, memory):
                 model = new_model(config, machine, saved)
                 phases.end("model")
-                parts = RunParts(config, store, machine, model, sink, should_stop, captures=profile == 0)
+                parts = RunParts(config, store, machine, view, model, sink, should_stop, captures=profile == 0)
                 loop = _assemble(parts, run, memory, saved, phases, started)
                 return _run(loop, parts, run, profile)
         finally:
             sink.close()
+
+
+def _resident_bytes(config: RunConfig, store: TokenStore) -> int:
+    """The size of the tokens, where a GPU may hold them."""
+    return store.tokens("train").nbytes if config.data.windows == "anywhere" and len(store.folders) == 1 else 0
 
 
 def _assemble(
@@ -192,7 +213,7 @@ def start_event(parts: RunParts, memory: RunMemory, peak: float, saved: Training
         "tokens_per_step": settings.batch_size * config.model.block_size,
         "vocab_size": config.model.vocab_size,
         "token_ids": store.vocab_size,
-        "data": str(config.data.path),
+        "data": " + ".join(map(str, config.data.folders)),
         "baselines": store.baselines,
         "bytes_per_token": validation_bytes / validation_tokens if validation_bytes else None,
         "peak_flops": peak,

@@ -11,7 +11,8 @@ from smallgpt.domain.config import EvaluationConfig
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.metrics import Score
 from smallgpt.domain.sampling import Sampling
-from smallgpt.infrastructure.token_store import TokenStore, evaluation_blocks
+from smallgpt.infrastructure.evaluation_blocks import evaluation_blocks
+from smallgpt.infrastructure.token_store import TokenStore
 from smallgpt.infrastructure.tokenizers import Tokenizer
 
 SAMPLING = Sampling(temperature=0.8, top_k=50)  # of the samples shown while training

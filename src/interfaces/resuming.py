@@ -1,6 +1,7 @@
 """Going on with a run: which state, and what may have changed since."""
 
 from collections.abc import Callable
+from typing import Any
 
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import CheckpointError, ConfigError
@@ -32,7 +33,7 @@ def check_same_data(config: RunConfig, store: TokenStore) -> None:
     """Raises CheckpointError when the run whose settings these are was trained on other tokens than the store's."""
     if config.data.sha256 not in (None, store.sha256("train")):
         raise CheckpointError(
-            f"{store.folder} holds other tokens than this run was trained on "
+            f"{store.name} holds other tokens than this run was trained on "
             f"(SHA-256 {store.sha256('train')[:12]}, not {str(config.data.sha256)[:12]}).\n"
             "Give its own data, or start a new run with --out instead of --resume."
         )
@@ -42,7 +43,7 @@ def check_resumable(before: RunConfig, now: RunConfig) -> None:
     """Raises ConfigError that lists the settings which would make the resumed run another run."""
     changes = []
     for section in sorted(set(RunConfig.model_fields) - FREE_SECTIONS):
-        old, new = getattr(before, section).model_dump(), getattr(now, section).model_dump()
+        old, new = _fixed(before, section), _fixed(now, section)
         for name in sorted(old.keys() - FREE_SETTINGS.get(section, set())):
             if old[name] != new[name]:
                 changes.append(f"{section}.{name} {old[name]} -> {new[name]}")
@@ -50,6 +51,14 @@ def check_resumable(before: RunConfig, now: RunConfig) -> None:
         raise ConfigError(
             f"this cannot change when a run is resumed: {'; '.join(changes)}.\nLeave it out, or start a new run with --out."
         )
+
+
+def _fixed(config: RunConfig, section: str) -> dict[str, Any]:
+    """The settings of a section, without where folders of a mixture lie: their sha256 tells which they are."""
+    values: dict[str, Any] = getattr(config, section).model_dump()
+    if section == "data":
+        values["mixture"] = [folder.weight for folder in config.data.mixture]
+    return values
 
 
 def state_to_resume(run: RunFolder, config: RunConfig, warn: Callable[[str], None]) -> TrainingState:

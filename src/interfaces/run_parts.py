@@ -15,7 +15,9 @@ from smallgpt.domain.gpt import GPT
 from smallgpt.domain.initialisation import sinusoidal_positions
 from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure.device_batches import batches_on
-from smallgpt.infrastructure.token_store import ShortThenFull, TokenStore
+from smallgpt.infrastructure.mixture import training_view
+from smallgpt.infrastructure.token_store import TokenStore
+from smallgpt.infrastructure.windows import ShortThenFull, View
 from smallgpt.interfaces.looking import evaluator, sampler
 from smallgpt.interfaces.machine import Machine
 
@@ -27,6 +29,8 @@ class RunParts:
     config: RunConfig
     store: TokenStore
     machine: Machine
+    view: View
+    """What the model sees, in rows of the whole block."""
     model: GPT
     tracker: Tracker
     should_stop: Callable[[], bool]
@@ -40,13 +44,9 @@ class RunParts:
 
     def batches(self, short_steps: int) -> Batches:
         """The run's batches where the machine wants them, the first `short_steps` in windows half as long."""
-        on_disk = ShortThenFull(
-            self.store.tokens("train"),
-            block_size=self.config.model.block_size,
-            batch_size=self.config.training.batch_size,
-            seed=self.config.training.seed,
-            short_steps=short_steps,
-        )
+        half = max(1, self.config.model.block_size // 2)
+        short = view_of(self.config, self.store, half) if short_steps else None
+        on_disk = ShortThenFull(self.view, self.config.training.batch_size, short=short, short_steps=short_steps)
         batches, where = batches_on(self.machine.device, on_disk)
         if self.machine.device.type == "cuda":
             self.say(f"tokens {where.value}: {where.reason}")
@@ -64,6 +64,12 @@ class RunParts:
     def say(self, words: str) -> None:
         """Keep a line in the run's record, and show it."""
         self.tracker.log({"event": "note", "step": 0, "words": words})
+
+
+def view_of(config: RunConfig, store: TokenStore, block_size: int) -> View:
+    """What the model sees of the run's data, in rows of that length. Raises DataError, ConfigError."""
+    weights = [folder.weight or 1.0 for folder in config.data.mixture]
+    return training_view(store, weights, config.data.windows, block_size=block_size, seed=config.training.seed)
 
 
 def new_model(config: RunConfig, machine: Machine, saved: TrainingState | None) -> GPT:

@@ -28,7 +28,8 @@ from smallgpt.domain.schedule import build_scheduler
 from smallgpt.infrastructure.devices import DTYPES, choose_precision, choose_threads
 from smallgpt.infrastructure.provenance import provenance, record
 from smallgpt.infrastructure.run_folder import RunFolder
-from smallgpt.infrastructure.token_store import WindowBatches, open_store
+from smallgpt.infrastructure.token_store import open_store
+from smallgpt.infrastructure.windows import Anywhere, Batches
 from smallgpt.interfaces.looking import evaluate_split
 
 LEARNING_RATES = (2e-3, 4e-3, 6e-3)
@@ -46,7 +47,7 @@ def train_plain(data: Path, learning_rate: float, seconds: float) -> dict[str, A
     vocab_size = -(-store.vocab_size // 64) * 64
     model = GPT(GPTConfig(block_size=BLOCK, vocab_size=vocab_size, n_layer=4, n_head=4, n_embd=256, dropout=0.0))
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    batches = WindowBatches(store.tokens("train"), block_size=BLOCK, batch_size=BATCH, seed=0)
+    batches = Batches(Anywhere(store.tokens("train"), block_size=BLOCK, seed=0), BATCH)
     start = time.perf_counter()
 
     def run(steps: int) -> None:

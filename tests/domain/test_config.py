@@ -1,9 +1,11 @@
 """Settings check themselves and each other, and say which one is wrong."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
-from smallgpt.domain.config import GPTConfig, OptimizerConfig, RunConfig, steps_of
+from smallgpt.domain.config import DataConfig, GPTConfig, OptimizerConfig, RunConfig, steps_of
 
 
 @pytest.mark.parametrize(
@@ -112,3 +114,29 @@ def test_the_seeds_recipe_is_expressible() -> None:
 )
 def test_amounts_are_steps_or_shares(amount: float, total: int, steps: int) -> None:
     assert steps_of(amount, total) == steps
+
+
+def test_a_mixture_is_written_as_words_or_tables() -> None:
+    words = DataConfig.model_validate({"mixture": "data/a=0.7,data/b=0.3"})
+    assert [(str(folder.path), folder.weight) for folder in words.mixture] == [("data/a", 0.7), ("data/b", 0.3)]
+    assert words == DataConfig.model_validate({"mixture": ["data/a=0.7", {"path": "data/b", "weight": 0.3}]})
+    assert words == DataConfig.model_validate(words.model_dump(mode="json"))
+    assert [folder.weight for folder in DataConfig.model_validate({"mixture": "data/a,data/b"}).mixture] == [None, None]
+    assert words.folders == (Path("data/a"), Path("data/b"))
+    assert DataConfig(path=Path("x")).folders == (Path("x"),)
+    assert DataConfig().folders == ()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"path": "a", "mixture": "b,c"}, r"path \(a\) and mixture exclude each other"),
+        ({"mixture": "a=1,b"}, "weights for some folders only"),
+        ({"mixture": "a,a"}, "names a folder twice"),
+        ({"mixture": "a=0,b=1"}, "greater than 0"),
+        ({"mixture": "a=x,b=1"}, "valid number"),
+    ],
+)
+def test_an_unclear_mixture_is_refused(data: dict[str, str], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        DataConfig.model_validate(data)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from smallgpt.domain.errors import DataError
 from smallgpt.infrastructure.device_batches import Prefetched, Resident, batches_on
-from smallgpt.infrastructure.token_store import ShortThenFull
+from smallgpt.infrastructure.windows import Anywhere, FromDocuments, ShortThenFull
+from tests.infrastructure.streams import counting_documents, stream
 
 CPU = torch.device("cpu")
 
@@ -15,7 +17,8 @@ CPU = torch.device("cpu")
 def batches(dtype: type[np.unsignedinteger]) -> ShortThenFull:
     highest = np.iinfo(dtype).max if dtype is np.uint16 else 2**20
     tokens = np.random.default_rng(0).integers(0, highest, 5000, endpoint=True).astype(dtype)
-    return ShortThenFull(tokens, block_size=16, batch_size=6, seed=3, short_steps=2)
+    short, full = (Anywhere(stream(tokens, [1000]), block_size=size, seed=3) for size in (8, 16))
+    return ShortThenFull(full, 6, short=short, short_steps=2)
 
 
 @pytest.mark.parametrize("way", [Resident, Prefetched])
@@ -47,3 +50,17 @@ def test_a_cpu_reads_from_the_map() -> None:
     found, why = batches_on(CPU, source)
     assert found is source
     assert why.value == "mapped"
+
+
+def test_a_damaged_id_is_found_before_tokens_are_made_resident() -> None:
+    view = Anywhere(stream(np.arange(100, dtype=np.uint16), vocab_size=90), block_size=16, seed=0)
+    with pytest.raises(DataError, match="token id 99 at position 99"):
+        Resident(ShortThenFull(view, 2), CPU)
+
+
+def test_rows_that_are_put_together_are_prefetched() -> None:
+    ids, starts = counting_documents([9, 30, 4], 1000)
+    view = FromDocuments(stream(ids), starts, end_of_text=1000, block_size=8, seed=0)
+    found, why = batches_on(torch.device("cuda"), ShortThenFull(view, 2))
+    assert isinstance(found, Prefetched)
+    assert why.value == "prefetched"

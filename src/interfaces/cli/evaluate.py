@@ -61,7 +61,7 @@ def evaluate(
     if text:
         score, baselines = _score_text(opened, text, phases), {}
     else:
-        store = _store(opened, data, split)
+        store = _store(opened, data)
         phases.end("data")
         progress = _progress(opened.model.config.block_size)
         score, baselines = evaluate_split(opened.model, store, split, progress=progress), store.baselines
@@ -71,23 +71,23 @@ def evaluate(
     print(f"time  {in_words(phases.seconds)}", file=sys.stderr)
 
 
-def _store(opened: "OpenedModel", data: Path | None, split: str) -> "TokenStore":
-    """The data folder asked for, or the run's own. Raises CheckpointError when its ids mean other tokens."""
+def _store(opened: "OpenedModel", data: Path | None) -> "TokenStore":
+    """The data folder asked for, or the run's own one or ones. Raises CheckpointError when its ids mean other tokens."""
     from smallgpt.infrastructure.token_store import open_store
 
-    folder = data or (opened.run.config().data.path if opened.run is not None else None)
-    if folder is None:
+    folders = (data,) if data else opened.run.config().data.folders if opened.run is not None else ()
+    if not folders:
         raise ConfigError(f"{opened.path} does not say what it was trained on; give --data FOLDER or --text FILE")
-    store = open_store(folder, to_read=(split,))
+    store = open_store(*folders)
     theirs = store.manifest.tokenizer
     if opened.tokenizer and theirs and opened.tokenizer.fingerprint != theirs.fingerprint:
         raise CheckpointError(
-            f"{opened.path} uses another tokenizer ({opened.tokenizer.fingerprint[:12]}) than {folder} "
+            f"{opened.path} uses another tokenizer ({opened.tokenizer.fingerprint[:12]}) than {store.name} "
             f"({theirs.fingerprint[:12]});\nscore its text instead: --text FILE uses the model's own tokenizer"
         )
     if store.vocab_size > opened.model.config.vocab_size:
         raise CheckpointError(
-            f"{folder} has {store.vocab_size} token ids, the model {opened.model.config.vocab_size}; "
+            f"{store.name} has {store.vocab_size} token ids, the model {opened.model.config.vocab_size}; "
             "give data made with the model's tokenizer"
         )
     return store
@@ -98,8 +98,9 @@ def _score_text(opened: "OpenedModel", files: tuple[Path, ...], phases: "Phases"
     import numpy as np
 
     from smallgpt.application.evaluation import evaluate
-    from smallgpt.infrastructure.corpora.local_text import read_documents
-    from smallgpt.infrastructure.token_store import evaluation_blocks
+    from smallgpt.infrastructure.corpora.parts import Documents
+    from smallgpt.infrastructure.corpora.planning import plan_files
+    from smallgpt.infrastructure.evaluation_blocks import evaluation_blocks
 
     tokenizer = opened.tokenizer
     if tokenizer is None:
@@ -107,7 +108,7 @@ def _score_text(opened: "OpenedModel", files: tuple[Path, ...], phases: "Phases"
     stop = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype=np.uint32)
     parts: list[np.ndarray[tuple[int], np.dtype[np.uint32]]] = []
     text_bytes = 0
-    for document in read_documents(files):
+    for document in Documents(plan_files(files)):
         parts += [tokenizer.encode_array(document), stop]
         text_bytes += len(document.encode())
     if not parts:
@@ -124,7 +125,7 @@ def _progress(block_size: int) -> "Callable[[Blocks, int], Blocks]":
     from rich.console import Console
     from rich.progress import track
 
-    from smallgpt.infrastructure.token_store import BLOCKS_AT_ONCE
+    from smallgpt.infrastructure.evaluation_blocks import BLOCKS_AT_ONCE
 
     console = Console(stderr=True)
 

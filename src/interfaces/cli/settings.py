@@ -16,16 +16,22 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from cyclopts import Group, Parameter
 from pydantic import BaseModel, ValidationError
 
-from smallgpt.domain.config import RunConfig
+from smallgpt.domain.config import RunConfig, WeightedFolder
 from smallgpt.domain.errors import CheckpointError, ConfigError
 from smallgpt.interfaces.cli.errors import did_you_mean
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 METAVARS: dict[object, str] = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}
+METAVARS[tuple[WeightedFolder, ...]] = "FOLDER=WEIGHT,..."
 
-# The length of a run is given in one of two ways; the layer that names one of them replaces the other of a layer below.
-RIVALS = {"max_steps": "max_minutes", "max_minutes": "max_steps"}
+# Length and data of a run are each given in one of two ways; the layer that names one replaces the other of a layer below.
+RIVALS = {
+    ("training", "max_steps"): "max_minutes",
+    ("training", "max_minutes"): "max_steps",
+    ("data", "path"): "mixture",
+    ("data", "mixture"): "path",
+}
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,9 @@ def resolve(*layers: Layer) -> RunConfig:
                 raise ConfigError(f"{section} in {layer.source} must be a table: [{section}], then NAME = VALUE")
             merged.setdefault(section, {})
             for field, value in fields.items():
-                if section == "training" and field in RIVALS and RIVALS[field] not in fields:
-                    merged[section].pop(RIVALS[field], None)
+                rival = RIVALS.get((section, field))
+                if rival is not None and rival not in fields:
+                    merged[section].pop(rival, None)
                 merged[section][field] = value
                 sources[section, field] = layer.source
     try:
@@ -157,7 +164,7 @@ def _flags() -> Iterator[inspect.Parameter]:
                 help=field.description,
                 group=group,
                 metavar=METAVARS.get(kind),
-                show_default=False if field.default is None else str(field.default),
+                show_default=False if field.default in (None, ()) else str(field.default),
             )
             yield inspect.Parameter(
                 f"{section}__{name}",

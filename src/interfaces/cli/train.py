@@ -27,7 +27,7 @@ def train(
     /,
     *,
     config: Path | None = None,
-    data: Path | None = None,
+    data: Annotated[tuple[str, ...], Parameter(negative="", show_default=False, metavar="FOLDER")] = (),
     out: Path | None = None,
     resume: Path | None = None,
     track: Annotated[tuple[TrackerName, ...], Parameter(negative="", show_default=False)] = (),
@@ -44,6 +44,7 @@ def train(
       smallgpt train demo
       smallgpt train tinystories-cpu --training.max-minutes 10
       smallgpt train --data data/mine --model.n-layer 6 --track tensorboard
+      smallgpt train --data data/stories=0.7 --data data/letters=0.3
       smallgpt train --config my.toml --out runs/first
       smallgpt train demo --training.max-steps 20 --profile 3
       smallgpt train --resume runs/first
@@ -51,20 +52,18 @@ def train(
     Args:
         preset: Settings that come with smallgpt.
         config: A TOML file with sections as below: [model], then n_layer = 6.
-        data: Data folder made by `smallgpt prepare`; short for --data.path.
+        data: Data folder made by `smallgpt prepare`; several are mixed by weight: --data FOLDER=WEIGHT for each.
         out: Run folder to make. Default: runs/ and the preset's or data folder's name, numbered when that is taken.
         resume: Run to go on with; its settings are the base, and flags change them.
         track: Log to this tracker too; may be repeated.
         profile: Record so many steps, after three: a trace and a table of operations in RUN/profile.
     """
-    if data is not None:
-        flags["data__path"] = data
-    resolved = settings.resolve(*_layers(preset, config, resume, flags))
+    resolved = settings.resolve(*_layers(preset, config, resume, flags | _data_flags(data)))
     run = _run_folder(preset, resolved, out, resume)
 
     if profile is not None:  # the profiler reads it when torch is loaded, and else announces itself on stderr
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    from smallgpt.infrastructure.token_store import verify_store
+    from smallgpt.infrastructure.token_store import open_store
     from smallgpt.interfaces import composition
     from smallgpt.interfaces.cli.display import Display, PatientConsole
     from smallgpt.interfaces.phases import Phases
@@ -74,12 +73,13 @@ def train(
     phases = Phases.of_command()
     phases.end("imports")
     console = PatientConsole()
-    folder = _data_folder(resolved, console, phases)
+    folders = _data_folders(resolved, console, phases)
     vocab_size_given = "vocab_size" in resolved.model.model_fields_set
-    store = verify_store(folder)
+    store = open_store(*folders)
+    _ = store.tokenizer  # a wrong one is noticed now, and not by the first sample
     if resume is not None:
         check_same_data(resolved, store)
-    resolved = composition.resolve(resolved, store, folder, vocab_size_given=vocab_size_given)
+    resolved = composition.resolve(resolved, store, vocab_size_given=vocab_size_given)
     phases.end("data")
     trackers = _open_trackers(track, run, resolved)
     if track:
@@ -120,12 +120,12 @@ def _run_folder(preset: str | None, config: RunConfig, out: Path | None, resume:
         if out is not None:
             raise ConfigError(f"--resume goes on in {resume}; leave --out {out} out")
         return resume
-    if config.data.path is None and config.data.corpus is None:
+    if not config.data.folders and config.data.corpus is None:
         presets = ", ".join(settings.preset_names())
         raise ConfigError(
             f"nothing to train on: name a preset ({presets}),\nor give --data FOLDER, made by `smallgpt prepare`"
         )
-    name = preset or (config.data.path.name if config.data.path else str(config.data.corpus))
+    name = preset or "-".join(folder.name for folder in config.data.folders) or str(config.data.corpus)
     if out is None:
         return _first_free(Path("runs") / name)
     if _is_taken(out):
@@ -150,17 +150,28 @@ def _is_taken(run: Path) -> bool:
     return not run.is_dir() or any(path.name not in ("lock", "config.toml", "tensorboard") for path in run.iterdir())
 
 
-def _data_folder(config: RunConfig, console: Any, phases: "Phases") -> Path:
-    """The data folder of a configuration, prepared when it is that of a corpus and missing."""
-    if config.data.path is not None:
-        return config.data.path
-    from smallgpt.interfaces.cli.prepare import corpus_folder, prepare_corpus
+def _data_flags(data: tuple[str, ...]) -> dict[str, Any]:
+    """--data as the settings it is short for."""
+    match data:
+        case ():
+            return {}
+        case (folder,):
+            return {"data__path": folder}
+        case _:
+            return {"data__mixture": list(data)}
+
+
+def _data_folders(config: RunConfig, console: Any, phases: "Phases") -> tuple[Path, ...]:
+    """The data folders of a configuration; that of a corpus is prepared when it is missing."""
+    if config.data.folders:
+        return config.data.folders
+    from smallgpt.interfaces.cli.preparing import corpus_folder, prepare_corpus
 
     folder = corpus_folder(config.data)
     if not folder.exists():
         prepare_corpus(config.data, folder, console)
         phases.end("preparing data")
-    return folder
+    return (folder,)
 
 
 def _open_trackers(names: tuple[TrackerName, ...], run: Path, config: RunConfig) -> list[Any]:
