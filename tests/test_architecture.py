@@ -70,7 +70,7 @@ def test_the_public_names_are_there_and_no_others() -> None:
 
 IMPORT_ALL = """
 import sys
-for absent in ("triton", "transformers", "tensorboard", "trackio", "wandb"):
+for absent in ("triton", "transformers", "tensorboard", "trackio", "wandb", "rensa"):
     sys.modules[absent] = None  # `import triton` now raises ImportError
 import logging, os, pkgutil, signal, importlib
 import torch, numpy, datasets, tiktoken  # what these do at import is theirs

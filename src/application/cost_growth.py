@@ -6,7 +6,7 @@ from math import log
 from statistics import linear_regression, median
 
 from smallgpt.domain.config import GPTConfig
-from smallgpt.domain.metrics import flops_per_token
+from smallgpt.domain.flops import flops_per_token
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from smallgpt.application.step import Stepper
 from smallgpt.application.step_result import Running, StepResult
 from smallgpt.domain.config import steps_of
 from smallgpt.domain.errors import NumericsError
+from smallgpt.domain.flops import flops_per_token
 from smallgpt.domain.gpt import GPT
-from smallgpt.domain.metrics import Score, flops_per_token
+from smallgpt.domain.metrics import Score
 from smallgpt.domain.state import TrainingState
 
 

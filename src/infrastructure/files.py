@@ -54,24 +54,26 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
     draft.mkdir()
     try:
         yield draft
-        for path in draft.iterdir():
-            sync(path)
-        sync(draft)
-        _take_place(draft, target)
-        sync(target.parent)
+        take_place(draft, target, target.with_name(f".{target.name}.{os.getpid()}.old.tmp"))
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _take_place(draft: Path, target: Path) -> None:
-    if not target.exists():
-        draft.rename(target)
-        return
-    old = target.with_name(f".{target.name}.{os.getpid()}.old.tmp")
-    target.rename(old)
+def take_place(draft: Path, target: Path, aside: Path) -> None:
+    """Force a folder of files to the disk and put it where target is; what was there is moved aside and removed.
+
+    On an exception target is as it was.
+    """
+    for path in draft.iterdir():
+        sync(path)
+    sync(draft)
+    if target.exists():
+        target.rename(aside)
     try:
         draft.rename(target)
     except OSError:
-        old.rename(target)
+        if aside.exists():
+            aside.rename(target)
         raise
-    shutil.rmtree(old)
+    sync(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)

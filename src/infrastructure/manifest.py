@@ -70,6 +70,18 @@ class TokenizerFacts(_Facts):
     vocab_size: Annotated[int, Field(ge=1)]
 
 
+class LeftOut(_Facts):
+    """Documents left out because others are there that are equal, or nearly so."""
+
+    copies: Literal["exact", "near"]
+    train: Count
+    """Training documents that another one repeats."""
+    train_in_validation: Count
+    """Training documents that are in the validation split, which stays what it is."""
+    validation: Count
+    """Validation documents that another one repeats."""
+
+
 class Manifest(_Facts):
     """All of `dataset.json`."""
 
@@ -82,6 +94,8 @@ class Manifest(_Facts):
     revision: str | None = None
     """The commit of a hub dataset."""
     splits: dict[Literal["train", "validation"], SplitFacts]
+    left_out: LeftOut | None = None
+    """Copies that are not in the splits."""
     baselines: dict[str, float] | None
     """uniform, unigram, bigram, trigram: nats per validation token; fitted_tokens: the training tokens counted."""
 

@@ -16,8 +16,9 @@ from smallgpt.domain.gpt import GPT
 from smallgpt.infrastructure import devices
 from smallgpt.infrastructure.allocations import peak_bytes
 from smallgpt.infrastructure.corpora import demo
-from smallgpt.infrastructure.corpora.local_text import DEFAULT_SEPARATOR
-from smallgpt.infrastructure.preparing import prepare_text
+from smallgpt.infrastructure.corpora.planning import DEFAULT_SEPARATOR
+from smallgpt.infrastructure.corpora.sources import text_corpus
+from smallgpt.infrastructure.tokenizing.making import Options, make_data_folder
 from smallgpt.interfaces.fresh_process import in_fresh_process
 from smallgpt.interfaces.training_systems import draw, sit_here, step_of
 
@@ -104,5 +105,5 @@ def prepare_here(text: Path, out: Path) -> tuple[float, int]:
     """Seconds, and peak bytes above the start, of preparing a text file."""
     cpu = torch.device("cpu")
     before, start = devices.memory_in_use(cpu), time.perf_counter()
-    prepare_text([text], out)
+    make_data_folder(text_corpus([text]), out, Options())
     return time.perf_counter() - start, devices.memory_in_use(cpu) - before

@@ -14,8 +14,9 @@ from smallgpt.application.step import Stepper
 from smallgpt.application.training import Look, Loop, plan_steps
 from smallgpt.domain.config import GPTConfig, RunConfig
 from smallgpt.domain.errors import NumericsError
+from smallgpt.domain.flops import flops_per_token
 from smallgpt.domain.gpt import GPT
-from smallgpt.domain.metrics import Score, flops_per_token
+from smallgpt.domain.metrics import Score
 
 MakeLoop = Callable[..., Loop]
 Record = Any

@@ -157,7 +157,7 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "notes" / "monday.txt").write_text("It rained all day, and the dog slept. " * 40)
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "train.jsonl").write_text("\n".join(f'{{"text": "{letter}"}}' for letter in letters))
-    monkeypatch.setattr("smallgpt.infrastructure.preparing.TINYSTORIES", str(tmp_path / "hub"))
+    monkeypatch.setattr("smallgpt.infrastructure.corpora.hub.TINYSTORIES", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -252,7 +252,8 @@ def test_commands_in_messages_are_commands(path: Path) -> None:
 
 
 HELPED = [[], *([name] for name in COMMANDS), ["prepare", "demo"], ["prepare", "hub"], ["prepare", "text"]]
-HELPED += [["prepare", "tinystories"], ["prepare", "bins"], ["kernels", "list"]]
+HELPED += [["prepare", "tinystories"], ["prepare", "bins"], ["prepare", "tokenizers"], ["prepare", "card"]]
+HELPED += [["prepare", "verify"], ["kernels", "list"]]
 HELPED += [["bench", "train"], ["bench", "generate"], ["bench", "scaling"]]
 HELPED += [["kernels", "check"], ["kernels", "compile"]]
 HELPED += [["bench", "attention"], ["bench", "layer-norm"], ["bench", "cross-entropy"]]

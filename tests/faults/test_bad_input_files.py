@@ -1,12 +1,9 @@
-"""Files of every wrong kind, data folders that were tampered with, disks that refuse, networks that are not there."""
+"""Files of every wrong kind, and data folders that were tampered with."""
 
-import errno
 import json
 import random
-import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +83,7 @@ def test_the_name_of_end_of_text_inside_a_text_stays_text(here: Path, run: Run, 
     tokenizer_in_use = store.tokenizer
     assert tokenizer_in_use is not None
     for split in ("train", "validation"):
-        ids = store.tokens(split)
+        ids = store.tokens(split)[:]
         documents = int((ids == store.end_of_text).sum())
         assert documents == store.documents(split)
         assert tokenizer_in_use.decode(ids.tolist()).count("<|endoftext|>") == 2 * documents
@@ -176,7 +173,7 @@ def test_token_files_with_an_id_that_the_tokenizer_has_not(here: Path, refused: 
 TRAIN = ["train", "--data", "data", "--out", "runs/new", "--training.max-steps=3"]
 
 
-@pytest.mark.parametrize("harm", ["odd", "cut", "grown", "id", "other ids", "gone"])
+@pytest.mark.parametrize("harm", ["odd", "cut", "grown", "gone"])
 def test_a_token_file_that_is_not_the_manifests(here: Path, refused: Refused, harm: str) -> None:
     path = Path("data/train.bin")
     content = path.read_bytes()
@@ -187,13 +184,9 @@ def test_a_token_file_that_is_not_the_manifests(here: Path, refused: Refused, ha
             path.write_bytes(content[:-200])
         case "grown":
             path.write_bytes(content + b"\1\0")
-        case "id":
-            path.write_bytes(content[:-2] + b"\x60\xea")
-        case "other ids":
-            path.write_bytes(content[2:] + content[:2])
         case "gone":
             path.unlink()
-    said = {"id": "token id 60000", "other ids": "SHA-256", "gone": "No such file"}.get(harm, "dataset.json says")
+    said = "No such file" if harm == "gone" else "dataset.json says"
     refused(TRAIN, 3, str(path), said, "prepare the data again")
 
 
@@ -231,161 +224,3 @@ def test_a_tokenizer_that_is_gone_or_broken(here: Path, refused: Refused, conten
     if content is not None:
         path.write_text(content)
     refused(TRAIN, 3, "tokenizer.json", "prepare")
-
-
-# --- disks
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """disk(OPTIONS): a small file system of its own, mounted for the test."""
-    mounted: list[Path] = []
-
-    def mount(options: str) -> Path:
-        place = tmp_path / f"disk-{len(mounted)}"
-        place.mkdir()
-        words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
-        try:
-            made = subprocess.run(words, capture_output=True, text=True)
-        except FileNotFoundError:
-            pytest.skip("there is no mount command")
-        if made.returncode != 0:
-            pytest.skip(f"a small disk may not be mounted here: {made.stderr.strip()}")
-        mounted.append(place)
-        return place
-
-    yield mount
-    for place in mounted:
-        subprocess.run(["umount", str(place)], check=True)
-
-
-def test_a_read_only_disk(here: Path, refused: Refused, tiny_flags: list[str], disk: Callable[[str], Path]) -> None:
-    place = disk("size=1m,ro")
-    words = [str(place), "ead-only file system"]
-    refused([*PREPARE[:2], "stories.txt", "--out", str(place / "new")], 3, *words, "choose another --out")
-    refused(["train", "--data", "data", "--out", str(place / "run"), *tiny_flags], 3, *words, "another")
-
-
-def test_a_disk_that_fills_up_while_preparing(here: Path, refused: Refused, disk: Callable[[str], Path]) -> None:
-    place = disk("size=64k")
-    Path("x.txt").write_text("Once upon a time there was a cat. \n" * 5000)
-    out = str(place / "deep" / "new")
-    refused([*PREPARE[:-1], out], 3, out, "No space left on device", "free some space")
-    assert not list(place.rglob("*new*"))
-
-
-def test_a_disk_that_fills_up_while_training(
-    here: Path, run: Run, tiny_flags: list[str], disk: Callable[[str], Path]
-) -> None:
-    place = disk("size=1m")
-    out = str(place / "run")
-    often = ["--checkpoint.every=1", "--checkpoint.keep=99", "--training.max-steps=99", "--model.n-embd=64"]
-    words = [flag for flag in tiny_flags if "n-embd" not in flag]
-    ended = run("train", "--data", "data", "--out", out, *words, *often)
-    assert ended.code == 4
-    assert "No space left on device" in ended.err
-    assert f"smallgpt train --resume {out}" in ended.err
-    assert len(ended.err.splitlines()) <= 3
-    saved = sorted(path.name for path in (place / "run" / "checkpoints").iterdir())
-    assert saved[0] == "best.json"
-    assert saved[1:]
-    assert all(name.startswith("step-") for name in saved[1:])
-    assert run("evaluate", out, "--data", "data").code == 0
-    resumed = run("train", "--resume", out, "--checkpoint.keep=1", f"--training.max-steps={len(saved)}")
-    assert resumed.code in (0, 4)  # 4: room for one more is only made after it was written
-    assert "Traceback" not in resumed.err
-
-
-def test_a_disk_without_room_for_the_first_checkpoint(
-    here: Path, run: Run, refused: Refused, tiny_flags: list[str], disk: Callable[[str], Path]
-) -> None:
-    out = str(disk("size=32k") / "run")
-    ended = run("train", "--data", "data", "--out", out, *tiny_flags, "--training.max-steps=2")
-    assert ended.code == 4
-    assert "0 earlier ones" in ended.err
-    assert "--resume" not in ended.err
-    refused(["train", "--resume", out], 4, "no usable checkpoint", "--out")
-
-
-def test_a_disk_that_fills_up_between_checkpoints(
-    here: Path, run: Run, tiny_flags: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from smallgpt.infrastructure.trackers import JsonLines
-
-    def full(self: JsonLines, event: dict[str, Any]) -> None:
-        if event["event"] == "train" and event["step"] == 5:
-            raise OSError(errno.ENOSPC, "No space left on device", str(self.file.name))
-
-    monkeypatch.setattr(JsonLines, "log", full)
-    ended = run("train", "--data", "data", "--out", "runs/new", *tiny_flags, "--training.max-steps=8")
-    assert ended.code == 3
-    assert "metrics.jsonl: No space left on device" in ended.err
-    monkeypatch.undo()
-    monkeypatch.chdir(here)
-    assert run("train", "--resume", "runs/new").code == 0
-
-
-# --- networks
-
-
-@pytest.fixture
-def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing fetched before is at hand, and nobody has said that there is no network."""
-    import datasets
-    import huggingface_hub.constants
-    import tiktoken.registry
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "tiktoken"))
-
-
-@pytest.mark.parametrize("kind", ["no name server", "refused", "never answered"])
-@pytest.mark.parametrize(
-    "command", [["prepare", "hub", "someone/stories", "--out", "new"], ["train", "tinystories-cpu"]]
-)
-@pytest.mark.usefixtures("no_cache")
-def test_the_hub_without_a_network(
-    here: Path, run: Run, monkeypatch: pytest.MonkeyPatch, command: list[str], kind: str
-) -> None:
-    import huggingface_hub.constants
-
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-        if kind == "never answered":
-            listening.listen()
-        if kind != "no name server":  # the tests' own guard refuses every name
-            monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
-        before = sorted(here.rglob("*"))
-        began = time.perf_counter()
-        ended = run(*command)
-        assert time.perf_counter() - began < 15
-    assert ended.code == 3
-    message = ended.err.splitlines()[-1]
-    for word in ("the hub cannot be reached", "smallgpt prepare demo", "prepare text", "HF_ENDPOINT"):
-        assert word in message
-    assert "Traceback" not in ended.err
-    assert sorted(here.rglob("*")) == before
-
-
-@pytest.mark.usefixtures("no_cache")
-def test_the_hub_without_a_network_as_a_process(here: Path, start: Callable[..., Any], tmp_path: Path) -> None:
-    places = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
-    process = start("prepare", "hub", "someone/stories", "--out", "new", **places)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 3
-    assert out == ""
-    assert [line.partition(":")[0] for line in err.splitlines()] == ["loading someone/stories", "smallgpt"]
-    assert not Path("new").exists()
-
-
-@pytest.mark.usefixtures("no_cache")
-def test_the_gpt2_tokenizer_without_a_network(here: Path, refused: Refused) -> None:
-    command = ["prepare", "text", "stories.txt", "--tokenizer", "gpt2", "--out", "new"]
-    began = time.perf_counter()
-    refused(command, 3, "tiktoken", "--tokenizer bpe or bytes", "TIKTOKEN_CACHE_DIR")
-    assert time.perf_counter() - began < 15

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from smallgpt.domain.config import DataConfig, RunConfig
-from smallgpt.interfaces.cli.prepare import default_folder
+from smallgpt.domain.config import DataConfig, GPTConfig, RunConfig
+from smallgpt.infrastructure.corpora.parts import Corpus
+from smallgpt.infrastructure.tokenizing import making
+from smallgpt.infrastructure.tokenizing.making import Options
+from smallgpt.interfaces.cli import preparing
+from smallgpt.interfaces.cli.preparing import default_folder
 from smallgpt.kernels.select import BACKENDS
 from tests.interfaces.conftest import Run, leave
 
@@ -96,28 +100,33 @@ def test_the_folder_of_a_corpus_tells_its_tokenizer(words: tuple[str, str, int],
     assert str(default_folder(*words)) == folder
 
 
+def test_a_vocabulary_is_chosen_for_the_usual_model() -> None:
+    usual = GPTConfig()
+    assert (preparing.N_LAYER, preparing.N_EMBD, preparing.BLOCK_SIZE) == (4, 256, 128)
+    assert (usual.n_layer, usual.n_embd, usual.block_size) == (4, 256, 128)
+
+
 def test_a_missing_corpus_is_prepared_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from rich.console import Console
 
-    from smallgpt.infrastructure import preparing
-    from smallgpt.interfaces.cli.train import _data_folder
+    from smallgpt.interfaces.cli.train import _data_folders
     from smallgpt.interfaces.phases import Phases
 
     monkeypatch.chdir(tmp_path)
     calls = []
 
-    def prepare_demo(out: Path, **options: object) -> None:
-        calls.append((out, options["tokenizer"], options["vocab_size"]))
+    def make(corpus: Corpus, out: Path, options: Options, _progress: object) -> None:
+        calls.append((corpus.name, out, options.tokenizer.kind, options.tokenizer.vocab_size))
         out.mkdir(parents=True)
 
-    monkeypatch.setattr(preparing, "prepare_demo", prepare_demo)
+    monkeypatch.setattr(making, "make_data_folder", make)
     config = RunConfig(data=DataConfig(corpus="demo", tokenizer="bytes"))
-    first, second = Phases(), Phases()
-    assert _data_folder(config, Console(), first) == _data_folder(config, Console(), second) == Path("data/demo-bytes")
+    first, second, folder = Phases(), Phases(), Path("data/demo-bytes")
+    assert _data_folders(config, Console(), first) == _data_folders(config, Console(), second) == (folder,)
     assert (list(first.seconds), list(second.seconds)) == (["preparing data"], [])
-    assert calls == [(Path("data/demo-bytes"), "bytes", 2048)]
+    assert calls == [("demo", folder, "bytes", 2048)]
     assert capsys.readouterr().out == "data     preparing data/demo-bytes\n"
 
 

@@ -14,6 +14,7 @@ from smallgpt.domain.gpt import GPT
 from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure.checkpoints import RunCheckpoints
 from smallgpt.infrastructure.run_folder import RunFolder
+from smallgpt.infrastructure.tokenizers import byte_tokenizer
 from smallgpt.interfaces.opening import open_model
 
 
@@ -81,3 +82,11 @@ def test_what_is_no_model_is_an_error_with_a_remedy(run: RunFolder, tmp_path: Pa
     (newest / "config.json").write_text(json.dumps({**tiny.model_dump(), "n_layer": 3}))
     with pytest.raises(CheckpointError, match=r"weights and config\.json do not fit: .*transformer\.h\.2"):
         open_model(newest)
+
+
+def test_a_tokenizer_of_another_model_is_an_error(tmp_path: Path, tiny: GPTConfig) -> None:
+    (tmp_path / "config.json").write_text(tiny.model_dump_json())
+    save_file({n: p.detach() for n, p in GPT(tiny).named_parameters()}, tmp_path / "model.safetensors")
+    byte_tokenizer().save(tmp_path / "tokenizer.json")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json has 257 ids, the model 61"):
+        open_model(tmp_path)

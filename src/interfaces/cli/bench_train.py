@@ -45,7 +45,7 @@ def train(
     """
     from smallgpt.application.comparing_training import compare
     from smallgpt.domain.config import OptimizerConfig, RunConfig, TrainingConfig
-    from smallgpt.domain.metrics import flops_per_token
+    from smallgpt.domain.flops import flops_per_token
     from smallgpt.interfaces.cli.progress import shown
     from smallgpt.interfaces.comparison_plot import plot
     from smallgpt.interfaces.training_systems import DEFAULT_SYSTEMS, SYSTEMS, sit

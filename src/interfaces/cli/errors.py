@@ -53,18 +53,23 @@ def guard(command: Callable[[], object], *, debug: bool) -> int:
         if isinstance(leaving.__context__, BrokenPipeError):  # rich, which prints the help, turns one into the other
             return 0
         raise
-    except KeyboardInterrupt:
-        _say(["interrupted"])
+    except KeyboardInterrupt as stopped:
+        _say(["interrupted", *_notes(stopped)])
         return 130
-    except Terminated:
-        _say(["terminated"])
+    except Terminated as stopped:
+        _say(["terminated", *_notes(stopped)])
         return 143
     except Exception as error:
         if debug:
             traceback.print_exc()
         lines, code = describe(error)
-        _say(lines)
+        _say([*lines, *_notes(error)])
         return code
+
+
+def _notes(error: BaseException) -> Lines:
+    """What was added to an error on its way: what is kept, say."""
+    return getattr(error, "__notes__", [])
 
 
 def describe(error: Exception) -> tuple[Lines, int]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from smallgpt.infrastructure.tokenizers import Progress as Tell
+    from smallgpt.infrastructure.progress import Progress as Tell
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -24,12 +24,12 @@ def shown(console: Console) -> "Iterator[Tell]":
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console, transient=True) as bars:
 
-        def tell(done: int, total: int | None, what: str) -> None:
+        def tell(done: int, total: int | None, what: str, details: str = "") -> None:
             if what not in tasks:
                 for former in tasks.values():
                     bars.update(former, visible=False)
                 tasks[what] = bars.add_task(what, total=total, count="")
-            bars.update(tasks[what], completed=done, total=total, count=_count(done, total))
+            bars.update(tasks[what], completed=done, total=total, count=details or _count(done, total))
 
         yield tell
 
@@ -37,11 +37,13 @@ def shown(console: Console) -> "Iterator[Tell]":
 def _plain(console: Console) -> "Tell":
     last_what, last_time = "", 0.0
 
-    def tell(done: int, total: int | None, what: str) -> None:
+    def tell(done: int, total: int | None, what: str, details: str = "") -> None:
         nonlocal last_what, last_time
         now = time.monotonic()
         if what != last_what or now - last_time >= SECONDS_BETWEEN_LINES:
-            console.print(f"{what} {_count(done, total)}".rstrip(), highlight=False, markup=False, soft_wrap=True)
+            console.print(
+                f"{what} {details or _count(done, total)}".rstrip(), highlight=False, markup=False, soft_wrap=True
+            )
             last_what, last_time = what, now
 
     return tell
