@@ -17,7 +17,7 @@ import pytest
 from smallgpt.domain.errors import DataError
 from smallgpt.infrastructure.corpora import jsonl_parts, opening, parquet_parts, planning, text_parts
 from smallgpt.infrastructure.corpora.parts import Documents, Part
-from smallgpt.infrastructure.corpora.planning import ReadOptions, Several, plan_files
+from smallgpt.infrastructure.corpora.planning import ReadOptions, SmallFiles, plan_files
 
 PICK = random.Random(0)
 TEXTS = [
@@ -125,7 +125,7 @@ def test_tiny_files_share_parts(tmp_path: Path) -> None:
     parts, found = read(tmp_path)
     assert found == TEXTS
     assert len(parts) < 40
-    assert all(isinstance(part, Several) for part in parts[:-1])
+    assert all(isinstance(part, SmallFiles) for part in parts[:-1])
     assert all(before.size + after.size > 5_000 for before, after in pairwise(parts))
 
 

@@ -3,9 +3,9 @@
 import codecs
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,24 +44,26 @@ DEFAULTS = ReadOptions()
 
 
 @dataclass(frozen=True)
-class Several:
-    """Small parts taken as one."""
+class SmallFiles:
+    """Whole files taken as one part. There may be a million of them, so that they are kept as names alone."""
 
-    parts: tuple[Part, ...]
+    paths: tuple[str, ...] = field(repr=False)
+    options: ReadOptions
+    size: int
+    """Of all files."""
+    digest: str
+    """Over names, sizes and times of change: other files make another part."""
 
     @property
     def name(self) -> str:
         """See Part."""
-        return f"{self.parts[0].name} and {len(self.parts) - 1:,} more"
-
-    @property
-    def size(self) -> int:
-        """See Part."""
-        return sum(part.size for part in self.parts)
+        return f"{self.paths[0]} and {len(self.paths) - 1:,} more"
 
     def documents(self) -> Iterator[str]:
         """See Part."""
-        return chain.from_iterable(part.documents() for part in self.parts)
+        for path in self.paths:
+            for part in _parts(Path(path), self.options):
+                yield from part.documents()
 
 
 def plan_files(paths: Sequence[Path], options: ReadOptions = DEFAULTS) -> tuple[Part, ...]:
@@ -74,14 +76,14 @@ def plan_files(paths: Sequence[Path], options: ReadOptions = DEFAULTS) -> tuple[
         codecs.lookup(options.encoding or "utf-8")
     except LookupError as error:
         raise ConfigError(f"encoding {options.encoding!r} is unknown; for example utf-8, latin-1, utf-16-le") from error
-    return tuple(_joined(chain.from_iterable(_parts(path, options) for path in _files(paths))))
+    return tuple(_joined(_files(paths), options))
 
 
-def _files(paths: Sequence[Path]) -> dict[Path, None]:
-    found: dict[Path, None] = {}
+def _files(paths: Sequence[Path]) -> dict[str, None]:
+    found: dict[str, None] = {}
     for path in paths:
         if path.is_dir():
-            inside = sorted(each for each in _walk(path) if kind(each) in KINDS)
+            inside = sorted(each for each in _walk(path) if kind(Path(each)) in KINDS)
             if not inside:
                 raise DataError(f"{path}: no {listed(KINDS)} files (or these as .gz or .zst) in this folder")
             found.update(dict.fromkeys(inside))
@@ -90,11 +92,11 @@ def _files(paths: Sequence[Path]) -> dict[Path, None]:
         elif kind(path) not in KINDS:
             raise DataError(f"{path}: not one of {listed(KINDS)} (or these as .gz or .zst); rename it if it is text")
         else:
-            found[path] = None
+            found[str(path)] = None
     return found
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path) -> Iterator[str]:
     """The files below a folder. Links are followed, but no folder is entered twice: a link may lead back up."""
     entered = set()
     for root, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
@@ -104,7 +106,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         entered.add((status.st_dev, status.st_ino))
         folders.sort()
-        yield from (Path(root, name) for name in files if Path(root, name).is_file())
+        yield from (path for path in (os.path.join(root, name) for name in files) if os.path.isfile(path))
 
 
 def _raise(error: OSError) -> None:
@@ -201,15 +203,26 @@ def _border(options: ReadOptions) -> re.Pattern[bytes]:
     return re.compile(rb"^[ \t]*" + re.escape(separator) + rb"[ \t\r]*\n", re.MULTILINE)
 
 
-def _joined(parts: Iterator[Part]) -> Iterator[Part]:
-    """Parts in order, with neighbours taken together until they have PART_BYTES."""
-    waiting: list[Part] = []
+def _joined(paths: Iterable[str], options: ReadOptions) -> Iterator[Part]:
+    """The parts of files in order; small files are taken together with their neighbours until they have PART_BYTES."""
+    waiting: list[tuple[str, int, int]] = []
     size = 0
-    for part in parts:
-        if waiting and size + part.size > PART_BYTES:
-            yield waiting[0] if len(waiting) == 1 else Several(tuple(waiting))
+    for path in paths:
+        with in_words(Path(path)):
+            status = os.stat(path)
+        if size + status.st_size > PART_BYTES:
+            yield from _together(waiting, size, options)
             waiting, size = [], 0
-        waiting.append(part)
-        size += part.size
-    if waiting:
-        yield waiting[0] if len(waiting) == 1 else Several(tuple(waiting))
+        waiting.append((path, status.st_size, status.st_mtime_ns))
+        size += status.st_size
+    yield from _together(waiting, size, options)
+
+
+def _together(files: Sequence[tuple[str, int, int]], size: int, options: ReadOptions) -> Iterator[Part]:
+    """One part of several files (path, bytes, time of change); of a single one, as many as it has."""
+    if len(files) > 1:
+        digest = sha256("\n".join(map(repr, files)).encode("utf-8", "surrogateescape")).hexdigest()
+        yield SmallFiles(tuple(path for path, _, _ in files), options, size, digest)
+    else:
+        for path, _, _ in files:
+            yield from _parts(Path(path), options)
