@@ -47,8 +47,10 @@ class Gpt2File:
         return sha256(content).hexdigest() == self.sha256
 
 
+MERGES = Gpt2File("vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5")
+"""The one that tells all tokens; tiktoken's own GPT-2 reads the other one too."""
 FILES = (
-    Gpt2File("vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+    MERGES,
     Gpt2File("encoder.json", "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
 )
 

@@ -19,7 +19,7 @@ import tiktoken
 from tiktoken.load import read_file_cached
 
 from smallgpt.domain.errors import DataError
-from smallgpt.infrastructure.gpt2_files import provide_gpt2_files
+from smallgpt.infrastructure.gpt2_files import ADDRESS, MERGES, provide_gpt2_files
 from smallgpt.infrastructure.tokenizer_files import Rules, gpt2_rules, read_rules, write_rules
 
 END_OF_TEXT = "<|endoftext|>"
@@ -29,9 +29,6 @@ PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\
 _FAST_PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s+$|\s+(?!\S)|\s"
 GPT2_FINGERPRINT = "60e8a854438629a81901db904359fffeda13be54c422719b532e3b1ccb658834"
 GPT2_IDS = 50_257
-# The one file that tells all of GPT-2's tokens. tiktoken.get_encoding reads a second one, to check this one by.
-_GPT2_MERGES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
-_GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 LONGEST_PIECE = 32_768
 """Characters given to tiktoken at once: a run of a million spaces overflows its regex engine's stack."""
 
@@ -167,7 +164,7 @@ def gpt2_tokenizer() -> Tokenizer:
     """GPT-2's 50,257 ids. The files are fetched on first use; raises DataError when they cannot be had."""
     provide_gpt2_files()
     try:
-        merges = read_file_cached(_GPT2_MERGES, _GPT2_MERGES_SHA256)
+        merges = read_file_cached(ADDRESS + MERGES.name, MERGES.sha256)
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
         raise DataError(
             f"the GPT-2 tokenizer is not in tiktoken's cache and could not be fetched ({type(error).__name__}); use "

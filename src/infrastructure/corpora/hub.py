@@ -18,6 +18,7 @@ from smallgpt.infrastructure.corpora.data_files import (
     split_files,
 )
 from smallgpt.infrastructure.corpora.fetching import HubFile, Listing, UnreachableError
+from smallgpt.infrastructure.corpora.opening import KINDS, kind
 from smallgpt.infrastructure.corpora.parts import Corpus, Documents, Part
 from smallgpt.infrastructure.corpora.planning import ReadOptions, plan_files
 from smallgpt.infrastructure.retrying import is_html
@@ -30,8 +31,6 @@ Splits = dict[str, list[File]]
 Parts = tuple[Part, ...]
 TINYSTORIES = "roneneldan/TinyStories"
 VALIDATION_NAMES = ("validation", "valid", "dev", "test")
-_DIRECT = (".txt", ".jsonl", ".parquet")
-_COMPRESSED = (".gz", ".zst")
 _WITHOUT_IT = (
     "without it use `smallgpt prepare text FILES` or `smallgpt prepare demo`, fill the cache elsewhere and set "
     "HF_HUB_OFFLINE=1, or name a mirror in HF_ENDPOINT"
@@ -250,7 +249,7 @@ def _corpus(name: str, parts: dict[str, Parts], commit: str | None) -> Corpus:
 
 def _is_direct(path: Path) -> bool:
     """Is it of a kind that is read without `datasets`?"""
-    return (path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path).suffix.lower() in _DIRECT
+    return kind(path) in KINDS
 
 
 def _check_column(file: Path, column: str, name: str) -> None:
@@ -269,9 +268,9 @@ def _check_column(file: Path, column: str, name: str) -> None:
         ) from error
     if column not in schema.names:
         raise DataError(f"{name}: no column {column!r}, only {', '.join(schema.names)}; choose one with --column")
-    kind = schema.field(column).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise DataError(f"{name}: column {column!r} holds {kind}, not text; choose another with --column")
+    held = schema.field(column).type
+    if not (pyarrow.types.is_string(held) or pyarrow.types.is_large_string(held)):
+        raise DataError(f"{name}: column {column!r} holds {held}, not text; choose another with --column")
 
 
 def _text_of(row: dict[str, Any], column: str, where: str) -> str:

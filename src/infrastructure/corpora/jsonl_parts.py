@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smallgpt.domain.errors import DataError
-from smallgpt.infrastructure.corpora.opening import encoding_of, in_words, listed, not_in_encoding, open_bytes
+from smallgpt.infrastructure.corpora.opening import listed, open_bytes, range_name, read_range, reading_text
 from smallgpt.infrastructure.tokenizers import well_formed
 
 LONGEST_LINE = 2**28
@@ -31,28 +31,20 @@ class JsonLinesPart:
     @property
     def name(self) -> str:
         """See Part."""
-        return str(self.path) if self.start is None else f"{self.path} from byte {self.start:,}"
+        return range_name(self.path, self.start)
 
     def documents(self) -> Iterator[str]:
         """See Part."""
-        with in_words(self.path):
-            settled = self.encoding if self.start is not None else None
-            encoding = settled or encoding_of(self.path, self.encoding)
-            try:
-                for number, line in enumerate(self._lines(encoding), start=1):
-                    if line and not line.isspace():
-                        text = self._text(line, number)
-                        if text and not text.isspace():
-                            yield well_formed(text)
-            except UnicodeDecodeError as error:
-                raise not_in_encoding(self.path, encoding) from error
+        with reading_text(self.path, self.encoding, self.start) as encoding:
+            for number, line in enumerate(self._lines(encoding), start=1):
+                if line and not line.isspace():
+                    text = self._text(line, number)
+                    if text and not text.isspace():
+                        yield well_formed(text)
 
     def _lines(self, encoding: str) -> Iterator[str]:
         if self.start is not None:
-            with self.path.open("rb") as file:
-                file.seek(self.start)
-                content = file.read(self.size)
-            yield from content.decode("utf-8" if self.start and encoding == "utf-8-sig" else encoding).split("\n")
+            yield from read_range(self.path, self.start, self.size, encoding).split("\n")
             return
         with io.TextIOWrapper(open_bytes(self.path), encoding) as lines:
             number = 0

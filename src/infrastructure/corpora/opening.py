@@ -91,6 +91,30 @@ def in_words(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: damaged or not {path.suffix} data ({error}); make or fetch it again") from error
 
 
+@contextmanager
+def reading_text(path: Path, encoding: str | None, start: int | None) -> Iterator[str]:
+    """The codec of a text file, or of a range of it that begins at start, whose codec is settled; errors in words."""
+    with in_words(path):
+        settled = encoding if start is not None else None
+        codec = settled or encoding_of(path, encoding)
+        try:
+            yield codec
+        except UnicodeDecodeError as error:
+            raise not_in_encoding(path, codec) from error
+
+
+def read_range(path: Path, start: int, size: int, encoding: str) -> str:
+    """The text of a range of bytes; only the first one of a file has its mark."""
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(size).decode("utf-8" if start and encoding == "utf-8-sig" else encoding)
+
+
+def range_name(path: Path, start: int | None) -> str:
+    """A file, or a range of it, for messages."""
+    return str(path) if start is None else f"{path} from byte {start:,}"
+
+
 def encoding_of(path: Path, asked: str | None) -> str:
     """The codec to read a text file with: the mark's, the one asked for, or UTF-8. Raises DataError for binary files."""
     with open_bytes(path) as stream:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from smallgpt.domain.errors import DataError
-from smallgpt.infrastructure.corpora.opening import encoding_of, in_words, not_in_encoding, open_bytes
+from smallgpt.infrastructure.corpora.opening import open_bytes, range_name, read_range, reading_text
 
 BLOCK_CHARACTERS = 2**23
 """Of a file that is read as a stream; a document of more than twice as many is cut."""
@@ -35,27 +35,19 @@ class TextPart:
     @property
     def name(self) -> str:
         """See Part."""
-        return str(self.path) if self.start is None else f"{self.path} from byte {self.start:,}"
+        return range_name(self.path, self.start)
 
     def documents(self) -> Iterator[str]:
         """See Part."""
-        with in_words(self.path):
-            settled = self.encoding if self.start is not None else None
-            encoding = settled or encoding_of(self.path, self.encoding)
-            try:
-                blocks = self._stream(encoding) if self.start is None else self._range(self.start, encoding)
-                for block in blocks:
-                    if "\0" in block:
-                        raise _nul(self.path, encoding)
-                    yield from documents_of(block, self.separator)
-            except UnicodeDecodeError as error:
-                raise not_in_encoding(self.path, encoding) from error
+        with reading_text(self.path, self.encoding, self.start) as encoding:
+            blocks = self._stream(encoding) if self.start is None else self._range(self.start, encoding)
+            for block in blocks:
+                if "\0" in block:
+                    raise _nul(self.path, encoding)
+                yield from documents_of(block, self.separator)
 
     def _range(self, start: int, encoding: str) -> Iterator[str]:
-        with self.path.open("rb") as file:
-            file.seek(start)
-            content = file.read(self.size)
-        text = content.decode("utf-8" if start and encoding == "utf-8-sig" else encoding)
+        text = read_range(self.path, start, self.size, encoding)
         yield text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
     def _stream(self, encoding: str) -> Iterator[str]:

@@ -25,8 +25,6 @@ class StreamFacts:
     tokens: int
     documents: int
     text_bytes: int
-    longest_document: int
-    highest_id: int
     sha256: str
 
 

@@ -82,7 +82,7 @@ class _Stream:
         self.tokenizer, self.tell = job.tokenizer, tell
         self.dtype = np.dtype(job.dtype).newbyteorder("<")
         self.digest = sha256()
-        self.documents = self.tokens = self.text_bytes = self.longest = self.highest = 0
+        self.documents = self.tokens = self.text_bytes = 0
         self.waiting: list[str] = []
         self.characters = 0
 
@@ -104,8 +104,6 @@ class _Stream:
         self.documents += len(lengths)
         self.tokens += len(ids)
         self.text_bytes += text_bytes
-        self.longest = max(self.longest, int(lengths.max()))
-        self.highest = max(self.highest, int(ids.max(initial=0)))
         self.tell(text_bytes, len(ids))
         self.waiting, self.characters = [], 0
 
@@ -115,7 +113,5 @@ class _Stream:
             tokens=self.tokens,
             documents=self.documents,
             text_bytes=self.text_bytes,
-            longest_document=self.longest,
-            highest_id=self.highest,
             sha256=self.digest.hexdigest(),
         )
