@@ -34,8 +34,8 @@ def card(
 
     Args:
         folder: A data folder.
-        near_duplicates: Look for documents that are almost the same too; some 30,000 documents a second.
-        contamination: Look for validation text in training too; some 15 million tokens a second.
+        near_duplicates: Look for documents that are almost the same too; tens of thousands of documents a second.
+        contamination: Look for validation text in training too; millions of tokens a second.
         json: Print the facts as a JSON object instead.
     """
     from rich.console import Console
