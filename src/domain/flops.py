@@ -14,3 +14,10 @@ def flops_per_token(config: GPTConfig, context: int | None = None) -> int:
     weights = config.n_layer * 12 * C * C + config.vocab_size * C
     attention = config.n_layer * 12 * C * (T + 1) // 2
     return 6 * weights + attention
+
+
+def prefill_flops(config: GPTConfig, tokens: int) -> int:
+    """Matrix-product FLOPs from a prompt to the logits of its next token: 2 a weight and token, the head once."""
+    C = config.n_embd
+    attention = config.n_layer * 4 * C * tokens * (tokens + 1) // 2
+    return 2 * config.n_layer * 12 * C * C * tokens + attention + 2 * config.vocab_size * C

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from smallgpt.domain.cache import KVCache
+from smallgpt.domain.cache import KVCache, Past
 from smallgpt.domain.config import INITIAL_STD, GPTConfig
 from smallgpt.domain.dropout import dropout
 from smallgpt.domain.ops import TORCH_OPS, Ops, Reduction
@@ -46,13 +46,15 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head, self.dropout, self.layer, self.ops = config.n_head, config.dropout, layer, ops
 
-    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        if cache is None or cache.append(self.layer, qkv):
+        if past is not None:
+            past.append(self.layer, qkv)
+        if past is None or past.is_empty:
             y = self.ops.causal_attention(qkv, self.dropout if self.training else 0.0)  # (B, T, H, D)
         else:
-            y = self.ops.cached_attention(qkv[:, :, 0], *cache.layer(self.layer))
+            y = self.ops.cached_attention(qkv[:, :, 0], *past.layer(self.layer))
         return dropout(self.c_proj(y.reshape(B, T, C)), self.dropout, self.training)
 
 
@@ -79,9 +81,9 @@ class Block(nn.Module):
         self.ln2 = LayerNorm(config, ops)
         self.mlp = MLP(config)
 
-    def forward(self, residual: Tensor, delta: Tensor | None, cache: KVCache | None) -> tuple[Tensor, Tensor]:
+    def forward(self, residual: Tensor, delta: Tensor | None, past: Past | None) -> tuple[Tensor, Tensor]:
         residual, x = self.ln1(residual, delta)
-        residual, x = self.ln2(residual, self.attn(x, cache))
+        residual, x = self.ln2(residual, self.attn(x, past))
         return residual, self.mlp(x)
 
 
@@ -101,16 +103,15 @@ class Transformer(nn.Module):
         self.dropout = config.dropout
         self.recomputes_blocks = False
 
-    def forward(self, tokens: Tensor, cache: KVCache | None) -> Tensor:  # (B, T, C) each
-        start = cache.used if cache is not None else 0
-        positions = torch.arange(start, start + tokens.size(1), device=tokens.device)
+    def forward(self, tokens: Tensor, past: Past | None) -> Tensor:  # (B, T, C) each
+        positions = torch.arange(tokens.size(1), device=tokens.device) if past is None else past.positions
         residual = dropout(tokens + self.wpe(positions), self.dropout, self.training)
         delta = None
         drops = self.training and self.dropout > 0
-        recompute = self.recomputes_blocks and cache is None and torch.is_grad_enabled()
+        recompute = self.recomputes_blocks and past is None and torch.is_grad_enabled()
         for block in self.h:
             forward = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=drops) if recompute else block
-            residual, delta = forward(residual, delta, cache)
+            residual, delta = forward(residual, delta, past)
         x: Tensor = self.ln_f(residual, delta)[1]
         return x
 
@@ -144,22 +145,22 @@ class GPT(nn.Module):
         ignore_index: int = -100,
         z_loss: float = 0.0,
         reduction: Reduction = "mean",
-        cache: KVCache | None = None,
+        past: Past | None = None,
+        last: Tensor | None = None,
     ) -> Tensor:
         """idx (B, T) int64 -> logits (B, T, vocab), or the scalar loss when targets (B, T) are given: the mean, or `reduction`.
 
-        With a cache, idx holds only the tokens that follow the ones already in it. Raises ValueError when the
-        context is longer than block_size.
+        With a past, idx holds only the tokens that follow the ones in its cache. With last (B,) int64, logits are those
+        of each row's token of that index alone, (B, 1, vocab). Raises ValueError when idx is longer than block_size.
         """
-        used = cache.used if cache is not None else 0
-        if used + idx.size(1) > self.config.block_size:
-            raise ValueError(f"{used + idx.size(1)} tokens do not fit the model's context of {self.config.block_size}")
+        if idx.size(1) > self.config.block_size:
+            raise ValueError(f"{idx.size(1)} tokens do not fit the model's context of {self.config.block_size}")
         tokens, head = embed_and_head(self.lm_head.weight, idx)  # (B, T, C), (V, C)
-        x = self.transformer(tokens, cache)  # (B, T, C)
-        if cache is not None:
-            cache.advance(idx.size(1))
+        x = self.transformer(tokens, past)  # (B, T, C)
         if targets is None:
-            return F.linear(x, head)
+            if last is not None:
+                x = x[torch.arange(x.size(0), device=x.device), last][:, None]
+            return self.lm_head(x) if head is self.lm_head.weight else F.linear(x, head)
         return self.ops.linear_cross_entropy(
             x.flatten(0, 1), head, targets.flatten(), label_smoothing, ignore_index, z_loss, reduction
         )
@@ -191,13 +192,14 @@ class GPT(nn.Module):
         The context is the last block_size tokens; past that, positions shift by one a token, so the cache no longer
         holds and the window is computed anew.
         """
-        cache: KVCache | None = None
-        new = idx
+        weight = self.transformer.wpe.weight
+        cache = KVCache(self.config, idx.size(0), weight.device, weight.dtype)
+        read = 0  # tokens in the cache
         for _ in range(max_new_tokens):
-            if idx.size(1) <= self.config.block_size:
-                weight = self.lm_head.weight
-                cache = cache or KVCache(self.config, idx.size(0), weight.device, weight.dtype)
-                logits = self(new, cache=cache)[:, -1]  # (B, V)
+            length = idx.size(1)
+            if length <= self.config.block_size:
+                logits = self(idx[:, read:], past=cache.after([read] * len(idx), length - read))[:, -1]  # (B, V)
+                read = length
             else:
                 logits = self(idx[:, -self.config.block_size :])[:, -1]
             new = next_token(logits, idx, sampling, generator)  # (B, 1)

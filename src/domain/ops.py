@@ -20,11 +20,11 @@ class CausalAttention(Protocol):
 class CachedAttention(Protocol):
     """The same for new queries against keys and values kept from before."""
 
-    def __call__(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+    def __call__(self, q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor | None) -> Tensor:
         """q (B, T, H, D), caches (B, S, H, D), lengths (B,) int64 -> (B, T, H, D).
 
         lengths[b] counts the valid slots of row b, the T newest of which belong to q: query t sees the
-        slots below lengths[b] - T + t + 1.
+        slots below lengths[b] - T + t + 1. None stands for S in every row, when T is 1: nothing is masked.
         """
 
 
@@ -85,9 +85,9 @@ def causal_attention(qkv: Tensor, dropout: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).transpose(1, 2)
 
 
-def cached_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+def cached_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor | None) -> Tensor:
     """CachedAttention by torch's scaled_dot_product_attention under an explicit mask."""
-    mask = cache_mask(q.size(1), k_cache.size(1), lengths)  # (B, 1, T, S)
+    mask = cache_mask(q.size(1), k_cache.size(1), lengths) if lengths is not None else None  # (B, 1, T, S)
     q, k, v = (x.transpose(1, 2) for x in (q, k_cache, v_cache))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 

@@ -41,7 +41,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """Token ids (B, T) and targets (B, T) to the scalar mean loss."""
+    """Token ids (B, T) to logits (B, T, V), or with targets (B, T) to the scalar mean loss."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -58,9 +58,12 @@ class PlainGPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
         x = self.drop(self.wte(idx) + self.wpe(torch.arange(idx.size(1), device=idx.device)))
         for block in self.h:
             x = block(x)
         logits = self.lm_head(self.ln_f(x))  # (B, T, V)
+        if targets is None:
+            whole: Tensor = logits
+            return whole
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -1,5 +1,6 @@
 """Every filter against a slow, plain version of its definition."""
 
+import re
 from math import exp, inf, nan
 
 import pytest
@@ -14,7 +15,9 @@ from smallgpt.domain.sampling import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    log_probabilities,
     next_token,
+    next_token_at,
     penalise_repetition,
 )
 
@@ -56,6 +59,11 @@ def test_top_p_keeps_the_smallest_head_that_reaches_p(logits: list[float], p: fl
 
 def test_top_p_stops_at_the_token_that_reaches_p_exactly() -> None:
     assert len(kept(keep_top_p(torch.zeros(1, 4), 0.5))) == 2  # four times 0.25, without rounding
+
+
+@pytest.mark.parametrize("p", [1e-50, 1e-300, 1e-7])
+def test_the_likeliest_token_stays_however_small_p(p: float) -> None:
+    assert kept(keep_top_p(torch.tensor([[0.0, 1.0, 0.5]]), p)) == {1}
 
 
 @given(LOGITS, st.sampled_from([0.0, 0.05, 0.3, 0.9, 1.0]))
@@ -146,6 +154,14 @@ def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) 
         next_token(torch.tensor([[0.0, bad, 1.0]]), NOTHING_SEEN, Sampling(temperature=temperature))
 
 
+@pytest.mark.parametrize("bad", [nan, inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draw_from_logits_that_are_not_finite_is_refused(bad: float, temperature: float) -> None:
+    draws = torch.tensor([[0.5]], dtype=torch.float64)
+    with pytest.raises(NumericsError, match="not finite"):
+        next_token_at(torch.tensor([[0.0, bad, 1.0]]), NOTHING_SEEN, Sampling(temperature=temperature), draws)
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
@@ -153,11 +169,11 @@ def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) 
         *[("top_k", x) for x in (0, -1)],
         *[("top_p", x) for x in (0.0, -0.1, 1.1, nan)],
         *[("min_p", x) for x in (-0.1, 1.1, nan)],
-        *[("repetition_penalty", x) for x in (0.0, -1.0, nan, inf)],
+        *[("repetition_penalty", x) for x in (0.0, -1.0, 1e-300, 1e300, nan, inf)],
     ],
 )
 def test_settings_outside_their_range_are_named(setting: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=f"{setting.replace('_', '-')} is {value}"):
+    with pytest.raises(ConfigError, match=re.escape(f"{setting.replace('_', '-')} is {value}")):
         Sampling(**{setting: value})  # type: ignore[arg-type]
 
 
@@ -165,3 +181,40 @@ def test_settings_outside_their_range_are_named(setting: str, value: float) -> N
 def test_a_tiny_temperature_is_greedy_and_not_an_overflow(temperature: float) -> None:
     token = next_token(torch.tensor([[1.0, 20.0, -5.0]]), NOTHING_SEEN, Sampling(temperature=temperature))
     assert token.tolist() == [[1]]
+
+
+def test_a_draw_takes_the_token_at_which_the_cumulative_probability_passes_it() -> None:
+    logits = torch.tensor([[0.5, 0.0, 0.125, 0.375]]).log().clamp_min(-1e30).expand(6, 4)
+    draws = torch.tensor([0.0, 0.49999, 0.50001, 0.62499, 0.62501, 1 - 2**-53], dtype=torch.float64)[:, None]
+    tokens = next_token_at(logits, torch.zeros(6, 0, dtype=torch.int64), Sampling(), draws)
+    assert tokens[:, 0].tolist() == [0, 0, 2, 2, 3, 3]
+
+
+@given(LOGITS, st.data(), st.floats(0, 1, exclude_max=True))
+def test_a_draw_takes_only_what_the_filters_leave(logits: list[float], data: st.DataObject, draw: float) -> None:
+    sampling = Sampling(top_k=data.draw(st.integers(1, 4)), top_p=data.draw(st.sampled_from([0.3, 0.9, 1.0])))
+    draws = torch.tensor([[draw]], dtype=torch.float64)
+    token = int(next_token_at(torch.tensor([logits]), NOTHING_SEEN, sampling, draws))
+    assert token in kept(filter_logits(torch.tensor([logits]), NOTHING_SEEN, sampling))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_even_draws_give_every_token_its_probability(temperature: float) -> None:
+    logits = torch.tensor([[2.0, -1.0, 0.5, 0.0, -40.0]]).expand(100_000, 5)
+    draws = (torch.arange(100_000, dtype=torch.float64)[:, None] + 0.5) / 100_000
+    tokens = next_token_at(logits, torch.zeros(100_000, 0, dtype=torch.int64), Sampling(temperature), draws)
+    shares = torch.bincount(tokens[:, 0], minlength=5) / 100_000
+    torch.testing.assert_close(shares, (logits[0] / temperature).softmax(-1), rtol=0, atol=2e-5)
+
+
+def test_a_draw_of_zero_temperature_is_the_most_likely() -> None:
+    draws = torch.tensor([[0.99]], dtype=torch.float64)
+    assert next_token_at(torch.tensor([[1.0, 3.0, 2.0]]), NOTHING_SEEN, Sampling(temperature=0), draws).tolist() == [
+        [1]
+    ]
+
+
+def test_log_probabilities_leave_padding_out() -> None:
+    logits = torch.tensor([[1.0, 2.0, 50.0]])
+    torch.testing.assert_close(log_probabilities(logits, 2).exp().sum(), torch.tensor(1.0))
+    assert log_probabilities(logits, None).shape == (1, 3)
