@@ -77,10 +77,20 @@ def _attention(ops: Ops, g: torch.Generator, device: torch.device, dtype: torch.
         qkv, upstream = _inputs(g, device, dtype, (2, tokens, 3, 2, head_size), (2, tokens, 2, head_size))
         y = ops.causal_attention(qkv, 0.0)
         torch.autograd.backward(y, upstream)
-        lengths = torch.tensor([tokens, 20], device=device)
-        q, k, v = (x.detach() for x in qkv.unbind(2))
-        results += [y, _gradient(qkv), ops.cached_attention(q[:, -1:], k, v, lengths)]
-        results.append(_dropout_agreement(ops, qkv.detach().requires_grad_()))
+        results += [y, _gradient(qkv), _dropout_agreement(ops, qkv.detach().requires_grad_())]
+    return results + _cached_attention(ops, g, device, dtype, head_size)
+
+
+def _cached_attention(
+    ops: Ops, g: torch.Generator, device: torch.device, dtype: torch.dtype, head_size: int
+) -> list[Tensor]:
+    """One new query and several, rows of one length and of three, in a cache that is read whole and in one that is split."""
+    results = []
+    for slots in (37, 600):
+        q, k, v = (x.detach() for x in _inputs(g, device, dtype, (3, 5, 2, head_size), *[(3, slots, 2, head_size)] * 2))
+        lengths = torch.tensor([slots, 5, slots // 2], device=device)
+        results += [ops.cached_attention(q[:, :new], k, v, lengths) for new in (1, 5)]
+        results.append(ops.cached_attention(q[:, :1], k, v, None))
     return results
 
 

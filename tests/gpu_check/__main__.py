@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.gpu_check import parity, timings, training
+from tests.gpu_check import decoding, parity, timings, training
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 480
@@ -29,6 +29,7 @@ SECONDS = 480
 SECTIONS = {
     "parity": parity.run,
     **{operation: timings.of(operation) for operation in timings.CASES},
+    "decoding": decoding.run,
     "training": training.run,
 }
 

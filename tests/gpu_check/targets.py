@@ -59,6 +59,15 @@ def linear_cross_entropy(rows: Sequence[Row]) -> Iterator[Target]:
         yield _target(f"{what}: times compiled full logits", 1.0, found)
 
 
+def decoding(rows: Sequence[Row]) -> Iterator[Target]:
+    """No slower than torch's SDPA under the same mask."""
+    for own in _ours(rows):
+        same = ("streams", "queries", "n_head", "slots", "dtype")
+        beside = [r for r in rows if r["system"] == "sdpa" and all(r[name] == own[name] for name in same)]
+        what = f"decoding {own['streams']} x {own['queries']}, {own['slots']} slots, {own['dtype']}: times SDPA"
+        yield _target(what, 1.0, beside[0]["milliseconds"] / own["milliseconds"])
+
+
 def _ours(rows: Sequence[Row]) -> Iterator[Row]:
     return (row for row in rows if row["system"] == OURS)
 

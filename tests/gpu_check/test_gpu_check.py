@@ -13,8 +13,10 @@ import torch
 
 from smallgpt.infrastructure import hardware
 from smallgpt.interfaces.operation_systems import Attention, CrossEntropy, LayerNorm
+from smallgpt.kernels import timing
+from smallgpt.kernels.select import BACKENDS
 from tests.gpu_check import __main__ as gpu_check
-from tests.gpu_check import parity, targets, timings, training
+from tests.gpu_check import decoding, parity, targets, timings, training
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -178,7 +180,32 @@ def test_the_cases_are_the_targets_shapes() -> None:
         (128, 0.0), (128, 0.1), (512, 0.0), (1024, 0.0), (2048, 0.0)
     }  # fmt: skip
     assert all(isinstance(c, Attention) and c.batch_size * c.n_head == 256 and c.head_size == 64 for c in attention)
-    assert set(gpu_check.SECTIONS) == {"parity", *timings.CASES, "training"}
+    assert set(gpu_check.SECTIONS) == {"parity", *timings.CASES, "decoding", "training"}
+
+
+def test_decoding_is_timed_beside_sdpa_and_its_answers_are_checked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the interpreter; the times mean nothing, but the kernel and the judgement run."""
+    monkeypatch.setattr(timing, "copy_bandwidth", lambda device: 1e9)
+    cases = [decoding.Decoding(2, 1, 1, 8, 16), decoding.Decoding(1, 3, 2, 9, 16)]
+    assert cases[0].lengths() == [8, 6]
+    assert cases[0].cache_bytes(2) == 2 * (8 + 6) * 16 * 2
+    result = decoding.run(cases, torch.device("cpu"))
+    assert result["passed"], result
+    assert len(result["rows"]) == 2 * 2 * 2  # cases, dtypes, systems
+    assert all(target["found"] > 0 for target in result["targets"])
+    assert len(result["targets"]) == 2 * 2
+    json.dumps(result)
+    assert "decoding 1 x 3, 9 slots, float32: times SDPA" in capsys.readouterr().out
+    wrong = BACKENDS["triton"]._replace(cached_attention=lambda q, k, v, lengths: q)
+    monkeypatch.setitem(BACKENDS, "triton", wrong)
+    assert decoding.run(cases[:1], torch.device("cpu"))["passed"] is False
+
+
+def test_the_decoding_cases_are_the_seeds_and_gpt2s() -> None:
+    assert {(c.n_head, c.slots, c.head_size) for c in decoding.CASES} == {(4, 128, 64), (12, 1024, 64)}
+    assert {c.queries for c in decoding.CASES} == {1, 4}
 
 
 def test_training_is_skipped_where_a_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,7 @@ from smallgpt.kernels.linear_cross_entropy import fused as linear_cross_entropy
 x = torch.zeros(2, 16)
 for call in (
     lambda: attention.causal_attention(torch.zeros(1, 4, 3, 2, 16), 0.0),
+    lambda: attention.cached_attention(*torch.zeros(3, 1, 4, 2, 16), None),
     lambda: layer_norm.layer_norm(x, x[0], None, 1e-5),
     lambda: linear_cross_entropy.linear_cross_entropy(x, x, torch.zeros(2, dtype=torch.int64), 0.0, -100),
 ):
@@ -159,5 +160,5 @@ def test_without_triton_the_kernels_import_and_say_what_is_missing() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     words = "Triton is not installed here; use --kernels.backend auto"
-    operations = ("attention", "layer_norm", "linear_cross_entropy")
+    operations = ("attention", "attention", "layer_norm", "linear_cross_entropy")
     assert done.stdout.splitlines() == [f"6 {operation}: {words}" for operation in operations]

@@ -1,7 +1,8 @@
-"""Causal attention by our Triton kernels, on the packed projection: one launch forward, one backward. README.md derives them.
+"""Attention by our Triton kernels. README.md derives them.
 
-Up to T = 128, where the tables have an entry, a head's whole sequence is one tile (one_tile.py); beyond, and where that tile
-does not fit, the online softmax in two stages (two_stage.py).
+Causal attention, on the packed projection, is one launch forward and one backward. Up to T = 128, where the tables have an
+entry, a head's whole sequence is one tile (one_tile.py); beyond, and where that tile does not fit, the online softmax in two
+stages (two_stage.py). Cached attention is one launch, or two where the keys are split (decode.py).
 """
 
 from math import e, log2, sqrt
@@ -10,17 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smallgpt.domain.ops import cached_attention
-from smallgpt.kernels.attention import one_tile, two_stage
+from smallgpt.kernels.attention import decode, one_tile, two_stage
 from smallgpt.kernels.gradients import first_derivative_only
 from smallgpt.kernels.language import triton
-from smallgpt.kernels.launching import architecture, check, define, launch
+from smallgpt.kernels.launching import architecture, check, define, launch, multiprocessors
 from smallgpt.kernels.tiles import Tile, tile
-
-__all__ = ["cached_attention", "causal_attention"]
 
 MAX_HEAD_SIZE = 128
 MAX_ONE_TILE = 128  # tokens
+
+# When to split the keys of a head, estimated in README.md.
+MIN_SLOTS_TO_SPLIT = 512
+MIN_KEYS_PER_SPLIT = 128
+PROGRAMS_PER_MULTIPROCESSOR = 2  # that keep its share of the memory's bandwidth busy
+COMBINE = {"BLOCK_SPLITS": 16, "num_warps": 4, "num_stages": 1}
 
 
 def causal_attention(qkv: Tensor, dropout: float) -> Tensor:
@@ -32,7 +36,12 @@ def causal_attention(qkv: Tensor, dropout: float) -> Tensor:
     """
     if torch.is_autocast_enabled(qkv.device.type):
         qkv = qkv.to(torch.get_autocast_dtype(qkv.device.type))
-    _check(qkv, dropout)
+    check("attention", qkv=qkv)
+    if qkv.dim() != 5 or qkv.size(2) != 3:
+        raise ValueError(f"attention: qkv is {tuple(qkv.shape)}; give the packed projection (B, T, 3, H, D)")
+    _check_head_size(qkv.size(4))
+    if not 0 <= dropout < 1:
+        raise ValueError(f"attention: dropout is {dropout}; give a probability from 0 to below 1")
     seed = None
     if keep_of_256(dropout) < 256:
         seed = torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=qkv.device)
@@ -107,7 +116,6 @@ def _common(qkv: Tensor, seed: Tensor | None, dropout: float) -> dict[str, Any]:
     """What all four kernels are told."""
     _, T, _, H, D = qkv.shape
     strides = dict(zip(("stride_b", "stride_t", "stride_3", "stride_h"), qkv.stride()[:4], strict=True))
-    full = qkv.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
     return strides | {
         "qkv_ptr": qkv,
         "seed_ptr": seed,
@@ -115,8 +123,13 @@ def _common(qkv: Tensor, seed: Tensor | None, dropout: float) -> dict[str, Any]:
         "H": H,
         "keep_of_256": keep_of_256(dropout),
         "HEAD_SIZE": D,
-        "PRECISION": "ieee" if full else "tf32",
+        "PRECISION": _precision(qkv.dtype),
     }
+
+
+def _precision(dtype: torch.dtype) -> str:
+    full = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if full else "tf32"
 
 
 def fits_one_tile(gpu: str, tokens: int, head_size: int, bits: int, dropout: bool) -> bool:
@@ -188,14 +201,98 @@ def _columns_adjacent(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.size(-1) == 1 else x.contiguous()
 
 
-def _check(qkv: Tensor, dropout: float) -> None:
-    check("attention", qkv=qkv)
-    if qkv.dim() != 5 or qkv.size(2) != 3:
-        raise ValueError(f"attention: qkv is {tuple(qkv.shape)}; give the packed projection (B, T, 3, H, D)")
-    if not 1 <= qkv.size(4) <= MAX_HEAD_SIZE:
+def _check_head_size(head_size: int) -> None:
+    if not 1 <= head_size <= MAX_HEAD_SIZE:
         raise ValueError(
-            f"attention: a head size of {qkv.size(4)} is not in the kernels' 1 to {MAX_HEAD_SIZE}; "
+            f"attention: a head size of {head_size} is not in the kernels' 1 to {MAX_HEAD_SIZE}; "
             "use more heads (--model.n-head) or --kernels.attention torch"
         )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"attention: dropout is {dropout}; give a probability from 0 to below 1")
+
+
+def cached_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor | None) -> Tensor:
+    """See domain.ops.CachedAttention: q (B, T, H, D), caches (B, S, H, D) -> (B, T, H, D), in q's dtype, or autocast's.
+
+    The caches may be of other dtypes than q. Nothing depends on the values of lengths but what the kernels read, so calls can
+    be captured in a CUDA graph. A query that sees no slot gets 0. There is no backward pass: raises RuntimeError where one
+    could be asked for, ValueError for what the kernels do not take, HardwareError where Triton cannot run.
+    """
+    if torch.is_autocast_enabled(q.device.type):
+        q = q.to(torch.get_autocast_dtype(q.device.type))
+    _check_cached(q, k_cache, v_cache, lengths)
+    y: Tensor = DECODE(q, k_cache, v_cache, lengths)
+    return y
+
+
+def launch_cached(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor | None) -> Tensor:
+    """-> y (B, T, H, D)."""
+    y = _fake_cached(q, k_cache, v_cache, lengths)
+    if y.numel() == 0:
+        return y
+    B, T, H, D = y.shape
+    S = k_cache.size(1)
+    kernel = decode.one_query if T == 1 else decode.few_queries
+    bits = 8 * max(x.element_size() for x in (q, k_cache, v_cache))
+    entry = _entry(kernel.__name__, architecture(q.device), D, bits, dropout=False)
+    assert entry is not None, "the tables hold every head size for every architecture"
+    programs = B * H * triton.cdiv(T, entry.get("BLOCK_M", 1))
+    keys_per_split = _keys_per_split(S, programs, multiprocessors(q.device), entry["BLOCK_N"])
+    splits = max(1, triton.cdiv(S, keys_per_split))
+    out, lse = y, None
+    if splits > 1:
+        out, lse = (y.new_empty(shape, dtype=torch.float32) for shape in ((B, T, H, splits, D), (B, T, H, splits)))
+    shared = {"lse_ptr": lse, "S": S, "T": T, "H": H, "keys_per_split": keys_per_split}
+    shared |= {"HEAD_SIZE": D, "BLOCK_D": _padded(D), "lengths_ptr": None if lengths is None else lengths.contiguous()}
+    operands = {"q": _columns_adjacent(q), "k": _columns_adjacent(k_cache), "v": _columns_adjacent(v_cache)}
+    common: dict[str, Any] = shared | {f"{name}_ptr": x for name, x in operands.items()} | {"scale": log2(e) / sqrt(D)}
+    for name, x in operands.items():
+        common |= {f"{name}_stride_{of}": n for of, n in zip("bth" if name == "q" else "bsh", x.stride(), strict=False)}
+    if T > 1:
+        common["PRECISION"] = _precision(q.dtype)
+    launch(kernel, (programs, splits), out_ptr=out, **common, **entry)
+    if splits > 1:
+        launch(decode.combine, (B * T * H,), means_ptr=out, y_ptr=y, splits=splits, **shared, **COMBINE)
+    return y
+
+
+def _keys_per_split(slots: int, programs: int, multiprocessors: int, block: int) -> int:
+    """A multiple of `block`: all slots, or so few that the splits of all programs fill the device. Never by lengths."""
+    splits = 1
+    if slots >= MIN_SLOTS_TO_SPLIT:
+        wanted = triton.cdiv(PROGRAMS_PER_MULTIPROCESSOR * multiprocessors, programs)
+        splits = min(wanted, triton.cdiv(slots, MIN_KEYS_PER_SPLIT))
+    return int(block * max(1, triton.cdiv(slots, splits * block)))
+
+
+def _fake_cached(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor | None) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+DECODE = define(
+    "cached_attention",
+    "(Tensor q, Tensor k_cache, Tensor v_cache, Tensor? lengths) -> Tensor",
+    launch_cached,
+    _fake_cached,
+)
+
+
+def _check_cached(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor | None) -> None:
+    check("attention", q=q, k_cache=k_cache, v_cache=v_cache)
+    expected = (*q.shape[:1], *k_cache.shape[1:2], *q.shape[2:])
+    if q.dim() != 4 or k_cache.shape != expected or v_cache.shape != expected:
+        raise ValueError(
+            f"attention: q is {tuple(q.shape)}, the caches are {tuple(k_cache.shape)} and {tuple(v_cache.shape)}; "
+            "give q (B, T, H, D) and caches (B, S, H, D)"
+        )
+    _check_head_size(q.size(3))
+    if lengths is not None and (
+        lengths.shape != q.shape[:1] or lengths.dtype != torch.int64 or lengths.device != q.device
+    ):
+        raise ValueError(
+            f"attention: lengths is {tuple(lengths.shape)} {lengths.dtype} on {lengths.device}; "
+            f"give ({q.size(0)},) torch.int64 on {q.device}"
+        )
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k_cache, v_cache)):
+        raise RuntimeError(
+            "attention: the kernel for cached keys has no backward pass; decode under torch.inference_mode(), "
+            "or use --kernels.attention torch"
+        )

@@ -16,8 +16,10 @@ def causal_attention(qkv: Tensor, dropout: float) -> Tensor:
     return _attend(q, k, v, past, dropout).transpose(1, 2)
 
 
-def cached_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor) -> Tensor:
+def cached_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor | None) -> Tensor:
     """See domain.ops.CachedAttention: q (B, T, H, D), caches (B, S, H, D) -> (B, T, H, D)."""
+    if lengths is None:
+        lengths = torch.full((len(q),), k_cache.size(1), device=q.device)
     mask = cache_mask(q.size(1), k_cache.size(1), lengths)  # (B, 1, T, S)
     q, k, v = (x.transpose(1, 2) for x in (q, k_cache, v_cache))
     return _attend(q, k, v, mask, 0.0).transpose(1, 2)

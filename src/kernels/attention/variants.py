@@ -1,6 +1,6 @@
 """What the compile gate compiles of attention, and which tiles the tuner tries for it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ def variants() -> Iterator[Variant]:
         yield from _with_and_without_dropout(1024, head_size, torch.float32)
         for dropout in (0.0, 0.1):
             name = f"T=1024 D={head_size} tf32{' dropout' if dropout else ''}"
-            yield Variant(name, partial(_run_with_tf32, head_size, dropout))
+            yield Variant(name, partial(_run_with_tf32, partial(run, 1024, head_size, torch.float32, dropout)))
     for tokens in SEQUENCES:
         yield from _with_and_without_dropout(tokens, 64, torch.float16)
     for head_size in PADDED_HEAD_SIZES:
@@ -30,6 +30,30 @@ def variants() -> Iterator[Variant]:
     for tokens in (100, 1023):  # of which nothing is a multiple of 16
         yield from _with_and_without_dropout(tokens, 64, torch.bfloat16)
     yield Variant("one token", _run_one_token)
+    yield from _decoding()
+
+
+def _decoding() -> Iterator[Variant]:
+    """One query and few, all keys in one split and in several, with lengths and without."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for head_size in HEAD_SIZES:
+            for queries in (1, 4):
+                name = f"decode T={queries} D={head_size} {str(dtype).removeprefix('torch.')}"
+                yield Variant(name, partial(run_cached, queries, head_size, dtype))
+                if head_size == 64 or (head_size == 128 and dtype == torch.bfloat16):  # the rest is alike
+                    yield Variant(f"{name} split", partial(run_cached, queries, head_size, dtype, sequences=1, heads=1))
+    for queries in (1, 4):
+        name = f"decode T={queries} D=64"
+        yield Variant(f"{name} float16", partial(run_cached, queries, 64, torch.float16))
+        yield Variant(f"{name} tf32", partial(_run_with_tf32, partial(run_cached, queries, 64, torch.float32)))
+        # nothing is a multiple of 16; every row has the same length; the cache is wider than what autocast makes of q
+        yield Variant(f"{name} odd", partial(run_cached, queries, 64, torch.bfloat16, slots=1023))
+        yield Variant(f"{name} padded", partial(run_cached, queries, 48, torch.bfloat16))
+        mixed = partial(run_cached, queries, 64, torch.bfloat16, of_cache=torch.float32)
+        yield Variant(f"{name} bfloat16 on float32", mixed)
+    for slots, sequences in ((1024, 64), (1023, 1), (1, 1)):
+        name = f"decode S={slots} B={sequences} without lengths"
+        yield Variant(name, partial(run_cached, 1, 64, torch.bfloat16, slots=slots, sequences=sequences, ragged=False))
 
 
 def _with_and_without_dropout(tokens: int, head_size: int, dtype: torch.dtype) -> Iterator[Variant]:
@@ -38,11 +62,11 @@ def _with_and_without_dropout(tokens: int, head_size: int, dtype: torch.dtype) -
         yield Variant(name, partial(run, tokens, head_size, dtype, dropout))
 
 
-def _run_with_tf32(head_size: int, dropout: float) -> None:
+def _run_with_tf32(run: Callable[[], object]) -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        run(1024, head_size, torch.float32, dropout)
+        run()
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -62,6 +86,8 @@ def tunables() -> Iterator[Tunable]:
                     for index, direction in enumerate(("forward", "backward")):
                         name = kernel.format(direction) + ("_dropout" if dropout else "")
                         yield Tunable(name, size, bits, partial(run, tokens, size, dtype, dropout), index)
+            for kernel, queries in (("one_query", 1), ("few_queries", 4)):
+                yield Tunable(kernel, size, bits, partial(run_cached, queries, size, dtype), 0)
 
 
 def run(
@@ -81,6 +107,25 @@ def run(
     fused.launch_backward(y, qkv, y if kept else None, lse if kept else None, seed, dropout)
 
 
+def run_cached(
+    queries: int,
+    head_size: int,
+    dtype: torch.dtype,
+    device: str = "meta",
+    sequences: int = 64,
+    heads: int = 8,
+    slots: int = 1024,
+    ragged: bool = True,
+    of_cache: torch.dtype | None = None,
+) -> None:
+    """Decoding, in the layout that domain.cache has, by default with so many heads that no keys are split."""
+    qkv = torch.empty(sequences, queries, 3, heads, head_size, dtype=dtype, device=device)
+    shape = (2, sequences, heads, slots, head_size)
+    k, v = torch.zeros(shape, dtype=of_cache or dtype, device=device).transpose(2, 3)
+    lengths = torch.full((sequences,), slots, device=device) if ragged else None
+    fused.launch_cached(qkv[:, :, 0], k, v, lengths)
+
+
 def candidates(kernel: str, architecture: str, size: int, bits: int) -> list[Tile]:
     """Tiles to try, best guess first: the sizes that others publish for such GPUs, then ever smaller ones."""
     large = architecture in ("sm_90", "sm_100")  # whose tensor cores want 64 or 128 rows at a time
@@ -93,6 +138,12 @@ def candidates(kernel: str, architecture: str, size: int, bits: int) -> list[Til
     elif kernel == "two_stage_backward":
         names = "BLOCK_M1 BLOCK_N1 BLOCK_M2 BLOCK_N2 num_warps num_stages"
         found = BACKWARD_FMA if fma else LARGE_BACKWARD * large + BACKWARD
+    elif kernel == "one_query":
+        names = "BLOCK_N num_warps num_stages"
+        found = [(keys // size, warps, 1) for keys, warps in ONE_QUERY]
+    elif kernel == "few_queries":
+        names = "BLOCK_M BLOCK_N num_warps num_stages"
+        found = FEW_QUERIES_FMA if fma else FEW_QUERIES
     else:
         names = "BLOCK_M num_warps num_stages"
         found = ONE_TILE[int(kernel.rsplit("_", 1)[1])] if not fma else []
@@ -118,3 +169,7 @@ ONE_TILE: dict[int, Numbers] = {
 # which the rows come out of shared memory. A single tile spills, whatever the warps.
 FORWARD_FMA: Numbers = [(64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 4, 1), (32, 16, 4, 1), (16, 16, 4, 1)]
 BACKWARD_FMA: Numbers = [(32, 32, 32, 32, 8, 2), (16, 32, 32, 16, 8, 2), (16, 16, 16, 16, 8, 2), (16, 16, 16, 16, 8, 1)]
+# Elements of k in a tile, and warps: as much as registers hold is in flight at once.
+ONE_QUERY: Numbers = [(8192, 8), (4096, 4), (4096, 8), (2048, 4)]
+FEW_QUERIES: Numbers = [(16, 128, 4, 2), (16, 64, 4, 3), (16, 64, 4, 2), (16, 32, 4, 2), (16, 32, 4, 1)]
+FEW_QUERIES_FMA: Numbers = [(16, 64, 8, 2), (16, 32, 8, 2), (16, 32, 4, 2), (16, 16, 4, 2), (16, 16, 4, 1)]

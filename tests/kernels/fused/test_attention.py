@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
-from smallgpt.domain import ops as plain
 from smallgpt.domain.errors import HardwareError
 from smallgpt.kernels import launching, tiles
 from smallgpt.kernels.attention import fused
@@ -323,7 +322,3 @@ def test_a_cpu_without_the_interpreter_is_told_what_to_do(monkeypatch: pytest.Mo
     monkeypatch.setattr(launching, "INTERPRETING", False)
     with pytest.raises(HardwareError, match=r"attention: .*need a GPU.*--kernels.backend auto.*TRITON_INTERPRET=1"):
         fused.causal_attention(torch.randn(1, 4, 3, 1, 16), 0.0)
-
-
-def test_cached_attention_is_torchs() -> None:
-    assert fused.cached_attention is plain.cached_attention

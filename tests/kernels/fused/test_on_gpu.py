@@ -167,3 +167,28 @@ def test_inductor_makes_one_graph_that_gives_the_same_bits(operation: Operation)
         leaves, rest = operands(operation)
         found = outputs_and_gradients(compiled, leaves, rest)
         assert_same_bits(found, outputs_and_gradients(operation.call, leaves, rest))
+
+
+@pytest.mark.parametrize("queries", [1, 5])
+def test_decoding_replays_on_other_lengths_and_gives_the_same_bits(queries: int) -> None:
+    """One capture for every length of every row; 1,024 slots are split, so both launches are in the graph."""
+    q, k, v = (torch.randn(3, n, 2, 64, device="cuda").to(half()) for n in (queries, 1024, 1024))
+    lengths = torch.tensor([1024, 1024, 1024], device="cuda")
+    attention.cached_attention(q, k, v, lengths)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = attention.cached_attention(q, k, v, lengths)
+    for rows in ([queries, 1024, 300], [129, 128, 127], [700, queries, 1]):
+        lengths.copy_(torch.tensor(rows))
+        graph.replay()
+        for _ in range(20):
+            assert_same_bits((captured,), (attention.cached_attention(q, k, v, lengths),))
+
+
+def test_inductor_takes_decoding_as_one_call() -> None:
+    torch.compiler.reset()
+    q, k, v = (torch.randn(3, n, 2, 64, device="cuda").to(half()) for n in (1, 300, 300))
+    lengths = torch.tensor([300, 7, 128], device="cuda")
+    found = torch.compile(attention.cached_attention, fullgraph=True)(q, k, v, lengths)
+    assert_same_bits((found,), (attention.cached_attention(q, k, v, lengths),))

@@ -133,3 +133,42 @@ def test_causal_attention(
     for name, found, rough, exact in zip(("y", "dqkv"), *results, strict=True):
         assert_as_good_as_eager(found, rough, exact, dtype, name)
     memory.check()
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(
+    B=st.integers(1, 3),
+    T=st.integers(1, 9),
+    H=st.integers(1, 3),
+    D=st.integers(1, 64) | st.sampled_from([80, 96, 128]),
+    spare=st.integers(0, 40) | st.integers(500, 600),
+    dtype=dtypes,
+    of_each=st.tuples(views, views, views),
+    offset=offsets,
+    seed=seeds,
+)
+def test_cached_attention(
+    B: int,
+    T: int,
+    H: int,
+    D: int,
+    spare: int,
+    dtype: torch.dtype,
+    of_each: tuple[View, View, View],
+    offset: int,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    memory = Memory()
+    S = T + spare
+    q, k, v = (torch.randn(B, n, H, D, device=DEVICE).to(dtype) for n in (T, S, S))
+    lengths = torch.randint(T, S + 1, (B,), device=DEVICE)
+    rough, exact = (
+        reference.cached_attention(q.to(wide), k.to(wide), v.to(wide), lengths) for wide in (dtype, torch.float64)
+    )
+    for x in (k, v):
+        x[torch.arange(S, device=DEVICE) >= lengths[:, None]] = torch.nan
+    q, k, v = (memory.guard(view(x), offset) for view, x in zip(of_each, (q, k, v), strict=True))
+    found = attention.cached_attention(q, k, v, memory.guard(lengths))
+    assert_as_good_as_eager(found, rough, exact, dtype, "y")
+    memory.check()
