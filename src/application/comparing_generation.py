@@ -7,18 +7,22 @@ from statistics import median
 
 @dataclass(frozen=True)
 class GenerationSitting:
-    """One system continuing `streams` prompts once, after warm-up, in a process of its own."""
+    """One system continuing `streams` prompts again and again, after warm-up, in a process of its own."""
 
     system: str
     streams: int
     new_tokens: int
     """A stream."""
     seconds: float
-    """For all of them."""
+    """For all of them; median of the sitting's repeats."""
     first_token_seconds: float
-    """From the prompts to the first token of every stream."""
+    """From the prompts to the first token of every stream; median likewise."""
     peak_memory_bytes: int
     """Of the whole process on a CPU (libraries included), of the allocator on a GPU."""
+    weight_bytes: int
+    """Of the matrices that a new token is multiplied with."""
+    prefill_flops: int
+    """Matrix-product FLOPs between the prompts and the first tokens that no system can do without."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,16 @@ class GenerationRow:
     """tokens_per_second ÷ that of the first system with as many streams."""
     memory_ratio: float
     """peak_memory_bytes ÷ that of the first system with as many streams."""
+    bandwidth_fraction: float
+    """Weights read a second, once for the tokens of all streams, ÷ what the machine reads: above 1 only out of its caches."""
+    prefill_fraction: float
+    """FLOPs from the prompts to the first tokens a second ÷ those of a large float32 product."""
 
 
-def compare_generation(sittings: Iterable[GenerationSitting]) -> list[GenerationRow]:
-    """One row for each number of streams and system, in order of appearance."""
+def compare_generation(
+    sittings: Iterable[GenerationSitting], *, bytes_per_second: float, flops_per_second: float
+) -> list[GenerationRow]:
+    """One row for each number of streams and system, in order of appearance, beside what the machine can do."""
     groups: dict[int, dict[str, list[GenerationSitting]]] = {}
     for sitting in sittings:
         groups.setdefault(sitting.streams, {}).setdefault(sitting.system, []).append(sitting)
@@ -52,6 +62,7 @@ def compare_generation(sittings: Iterable[GenerationSitting]) -> list[Generation
         for system, own in by_system.items():
             rates = [s.streams * s.new_tokens / s.seconds for s in own]
             rate, memory = median(rates), max(s.peak_memory_bytes for s in own)
+            first = median(s.first_token_seconds for s in own)
             base_rate, base_memory = base_rate or rate, base_memory or memory
             rows.append(
                 GenerationRow(
@@ -60,10 +71,12 @@ def compare_generation(sittings: Iterable[GenerationSitting]) -> list[Generation
                     tokens_per_second=rate,
                     slowest=min(rates),
                     fastest=max(rates),
-                    first_token_seconds=median(s.first_token_seconds for s in own),
+                    first_token_seconds=first,
                     peak_memory_bytes=memory,
                     speed_ratio=rate / base_rate,
                     memory_ratio=memory / base_memory,
+                    bandwidth_fraction=own[0].weight_bytes * rate / streams / bytes_per_second,
+                    prefill_fraction=own[0].prefill_flops / first / flops_per_second,
                 )
             )
     return rows

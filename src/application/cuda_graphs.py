@@ -15,6 +15,7 @@ from torch import Tensor
 from smallgpt.domain.errors import HardwareError, is_out_of_memory
 
 WARM_UP = 3  # eager steps of a shape; torch's notes on CUDA graphs ask for a few
+FAILURE = "the training step could not be captured as a CUDA graph: {why}\nTrain with --training.cuda-graphs off."
 Compute = Callable[..., Tensor]
 
 
@@ -39,8 +40,9 @@ class Captured:
 class Graphs:
     """Graphs of a function of tensors on one GPU, one a combination of shapes."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, failure: str = FAILURE) -> None:
+        """`failure` is what the user is told when a capture fails, before the reason: {why}."""
+        self.device, self.failure = device, failure
         self.captured: dict[tuple[torch.Size, ...], Captured] = {}
         self.calls: dict[tuple[torch.Size, ...], int] = {}
         self.pool: Any = None
@@ -82,7 +84,5 @@ class Graphs:
             if is_out_of_memory(error):
                 raise
             why = str(error).strip().splitlines()[0]
-            raise HardwareError(
-                f"the training step could not be captured as a CUDA graph: {why}\nTrain with --training.cuda-graphs off."
-            ) from error
+            raise HardwareError(self.failure.format(why=why)) from error
         self.pool = self.captured[key].graph.pool()

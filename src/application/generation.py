@@ -1,10 +1,10 @@
-"""Continuing a sequence of tokens until it ends."""
+"""Continuing one sequence of tokens until it ends."""
 
 from collections.abc import Iterator, Sequence
 
-import torch
-
+from smallgpt.application.engine import Engine
 from smallgpt.application.evaluation import eval_mode
+from smallgpt.application.streams import Request
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.sampling import Sampling
 
@@ -16,11 +16,9 @@ def continuation(
 
     The same seed gives the same tokens, whatever else draws random numbers.
     """
-    device = model.lm_head.weight.device
-    generator = torch.Generator(device).manual_seed(seed)
+    engine = Engine(model, graphs=False)  # for one text, and within a training run that may have said no to them
+    stream = engine.add(Request(ids, max_new_tokens, sampling, seed, end))
     with eval_mode(model):
-        for token in model.stream(torch.tensor([ids], device=device), max_new_tokens, sampling, generator):
-            new = int(token.item())
-            if new == end:
-                return
-            yield new
+        while not stream.finish:
+            for _, tokens in engine.step():
+                yield from (token.id for token in tokens)

@@ -6,7 +6,7 @@ from smallgpt.application.comparing_generation import GenerationSitting, compare
 
 
 def sitting(system: str, streams: int, seconds: float, peak: int, first: float = 0.5) -> GenerationSitting:
-    return GenerationSitting(system, streams, 10, seconds, first, peak)
+    return GenerationSitting(system, streams, 10, seconds, first, peak, 1000, 2000)
 
 
 def test_systems_are_compared_with_the_first_that_has_as_many_streams() -> None:
@@ -18,7 +18,9 @@ def test_systems_are_compared_with_the_first_that_has_as_many_streams() -> None:
             sitting("slow", 1, 5.0, 300, first=0.9),
             sitting("slow", 4, 1.0, 800),
             sitting("fast", 4, 0.25, 200),
-        ]
+        ],
+        bytes_per_second=100.0,
+        flops_per_second=8000.0,
     )
     slow, fast, slow_of_four, fast_of_four = rows
     assert [(row.system, row.streams) for row in rows] == [("slow", 1), ("fast", 1), ("slow", 4), ("fast", 4)]
@@ -28,3 +30,6 @@ def test_systems_are_compared_with_the_first_that_has_as_many_streams() -> None:
     assert (fast.speed_ratio, fast.memory_ratio) == (4.0, 0.25)
     assert (slow_of_four.tokens_per_second, fast_of_four.tokens_per_second) == (40.0, 160.0)
     assert fast_of_four.speed_ratio == pytest.approx(4.0)
+    assert fast.bandwidth_fraction == pytest.approx(1000 * 20 / 100), "20 tokens a second read 1,000 bytes each"
+    assert fast_of_four.bandwidth_fraction == pytest.approx(1000 * 160 / 4 / 100), "read once for four"
+    assert slow.prefill_fraction == pytest.approx(2000 / 0.2 / 8000)
