@@ -102,3 +102,36 @@ def gpt2_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         linear = ".h." in name and tensor.dim() == 2
         renamed[name.replace(".ln1.", ".ln_1.").replace(".ln2.", ".ln_2.")] = tensor.T if linear else tensor
     return renamed
+
+
+def plain_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict under PlainGPT's names."""
+    ours_to_theirs = {
+        "transformer.": "",
+        ".ln1.": ".ln_1.",
+        ".ln2.": ".ln_2.",
+        ".attn.c_attn.": ".c_attn.",
+        ".attn.c_proj.": ".attn_proj.",
+        ".mlp.c_fc.": ".c_fc.",
+        ".mlp.c_proj.": ".mlp_proj.",
+    }
+    renamed = {}
+    for name, tensor in weights.items():
+        for ours, theirs in ours_to_theirs.items():
+            name = name.replace(ours, theirs)
+        renamed[name] = tensor
+    return renamed
+
+
+@torch.no_grad()
+def seeds_generate(model: PlainGPT, idx: Tensor, max_new_tokens: int) -> Tensor:
+    """idx (B, T) -> (B, T + max_new_tokens) as the seed's notebook generates, with top_k 1, which is greedy.
+
+    The context is cropped to the block, every position's logits are computed anew for every token, and one is drawn.
+    """
+    block_size = model.wpe.num_embeddings
+    for _ in range(max_new_tokens):
+        logits = model(idx[:, -block_size:])[:, -1]
+        logits[logits < logits.topk(1).values] = -torch.inf
+        idx = torch.cat([idx, torch.multinomial(logits.softmax(-1), 1)], dim=1)
+    return idx

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
-from smallgpt.domain.errors import CheckpointError
+from smallgpt.domain.errors import CheckpointError, ConfigError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.ops import TORCH_OPS, Ops
 from smallgpt.infrastructure import checkpoints, devices
 from smallgpt.infrastructure.run_folder import RunFolder
+from smallgpt.infrastructure.token_store import TokenStore, open_store
 from smallgpt.infrastructure.tokenizers import Tokenizer, load_tokenizer
 
 
@@ -59,6 +60,26 @@ def open_model(path: Path, device: str = "cpu", kernels: str = "torch") -> Opene
     number = folder.name.removeprefix("step-")
     step = int(number) if number.isdecimal() else None
     return OpenedModel(model.to(place).eval(), tokenizer, step, folder, run)
+
+
+def open_data(opened: OpenedModel, data: Path | None) -> TokenStore:
+    """The data folder asked for, or the run's own one or ones. Raises CheckpointError when its ids mean other tokens."""
+    folders = (data,) if data else opened.run.config().data.folders if opened.run is not None else ()
+    if not folders:
+        raise ConfigError(f"{opened.path} does not say what it was trained on; give --data FOLDER or --text FILE")
+    store = open_store(*folders)
+    theirs = store.manifest.tokenizer
+    if opened.tokenizer and theirs and opened.tokenizer.fingerprint != theirs.fingerprint:
+        raise CheckpointError(
+            f"{opened.path} uses another tokenizer ({opened.tokenizer.fingerprint[:12]}) than {store.name} "
+            f"({theirs.fingerprint[:12]});\nscore its text instead: --text FILE uses the model's own tokenizer"
+        )
+    if store.vocab_size > opened.model.config.vocab_size:
+        raise CheckpointError(
+            f"{store.name} has {store.vocab_size} token ids, the model {opened.model.config.vocab_size}; "
+            "give data made with the model's tokenizer"
+        )
+    return store
 
 
 def _resolve(path: Path) -> tuple[RunFolder | None, Path]:

@@ -52,6 +52,13 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * size / (min(samples.milliseconds) * 1e-3)
 
 
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes per second of the sum of what no cache holds: the ceiling of what reads all of a model for every token."""
+    source = torch.empty(2**28 // 4, dtype=torch.float32, device=device).uniform_()
+    samples = measure(lambda: source.sum, device, seconds=0.5)
+    return 2**28 / (min(samples.milliseconds) * 1e-3)
+
+
 def _clocked(prepare: Prepare) -> float:
     run = prepare()
     start = time.perf_counter()

@@ -14,9 +14,10 @@ from smallgpt.interfaces.cli.flags import Json
 if TYPE_CHECKING:
     from smallgpt.application.evaluation import Blocks
     from smallgpt.domain.metrics import Score
-    from smallgpt.infrastructure.token_store import TokenStore
     from smallgpt.interfaces.opening import OpenedModel
     from smallgpt.interfaces.phases import Phases
+
+COMPARED = ("nats_per_token", "bits_per_byte")
 
 
 def evaluate(
@@ -26,6 +27,7 @@ def evaluate(
     data: Path | None = None,
     split: Literal["train", "validation"] = "validation",
     text: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = (),
+    weights: Literal["float32", "bfloat16", "int8"] = "float32",
     device: str = "auto",
     json: Json = False,
 ) -> None:
@@ -39,58 +41,57 @@ def evaluate(
       smallgpt evaluate runs/demo
       smallgpt evaluate runs/demo --split train --json
       smallgpt evaluate runs/demo --text story.txt letters.jsonl
+      smallgpt evaluate runs/demo --weights int8
 
     Args:
         run: Run, checkpoint or exported folder.
         data: Data folder, made with the run's own tokenizer.
         split: Which part of the data folder.
         text: Files to score instead (.txt, .jsonl, .parquet), split into tokens by the run's own tokenizer.
+        weights: Score the model as generate runs it with these weights, and as it is, to tell what rounding them costs.
         device: auto, cpu, cuda or cuda:N.
-        json: Print a JSON object instead: nats_per_token, bits_per_byte, perplexity, tokens, bytes, baselines.
+        json: Print a JSON object instead: nats_per_token, bits_per_byte, perplexity, tokens, bytes, baselines; with
+            --weights also weights, and float32 with the first two of the model as it is.
     """
     if text and data is not None:
         raise ConfigError("give --data or --text, not both")
+    from smallgpt.infrastructure.devices import choose_device
     from smallgpt.interfaces.looking import evaluate_split
-    from smallgpt.interfaces.opening import open_model
+    from smallgpt.interfaces.opening import open_data, open_model
+    from smallgpt.interfaces.packed_weights import cost_in_words
     from smallgpt.interfaces.phases import Phases, in_words
+    from smallgpt.kernels.packed import check_weights, pack
 
     phases = Phases.of_command()
     phases.end("imports")
+    check_weights(weights, choose_device(device))
     opened = open_model(run, device)
     phases.end("model")
+    baselines: dict[str, Any] = {}
+    score_it: Callable[[], Score]
     if text:
-        score, baselines = _score_text(opened, text, phases), {}
+        score_it = lambda: _score_text(opened, text, phases)  # noqa: E731
     else:
-        store = _store(opened, data)
+        store = open_data(opened, data)
+        baselines = store.baselines
         phases.end("data")
         progress = _progress(opened.model.config.block_size)
-        score, baselines = evaluate_split(opened.model, store, split, progress=progress), store.baselines
+        score_it = lambda: evaluate_split(opened.model, store, split, progress=progress)  # noqa: E731
+    score, exact = score_it(), None
+    if weights != "float32":
+        pack(opened.model, weights)
+        score, exact = score_it(), score
     phases.end("scoring")
-    result = {**score.as_dict(), "baselines": baselines}
-    print(dumps(result, indent=2) if json else _words(opened.path, score, baselines))
+    if json:
+        result: dict[str, Any] = {**score.as_dict(), "baselines": baselines}
+        if exact is not None:
+            result |= {"weights": weights, "float32": {key: exact.as_dict()[key] for key in COMPARED}}
+        print(dumps(result, indent=2))
+    else:
+        print(_words(opened.path, score, baselines))
+        if exact is not None:
+            print(cost_in_words(weights, exact, score, opened.path))
     print(f"time  {in_words(phases.seconds)}", file=sys.stderr)
-
-
-def _store(opened: "OpenedModel", data: Path | None) -> "TokenStore":
-    """The data folder asked for, or the run's own one or ones. Raises CheckpointError when its ids mean other tokens."""
-    from smallgpt.infrastructure.token_store import open_store
-
-    folders = (data,) if data else opened.run.config().data.folders if opened.run is not None else ()
-    if not folders:
-        raise ConfigError(f"{opened.path} does not say what it was trained on; give --data FOLDER or --text FILE")
-    store = open_store(*folders)
-    theirs = store.manifest.tokenizer
-    if opened.tokenizer and theirs and opened.tokenizer.fingerprint != theirs.fingerprint:
-        raise CheckpointError(
-            f"{opened.path} uses another tokenizer ({opened.tokenizer.fingerprint[:12]}) than {store.name} "
-            f"({theirs.fingerprint[:12]});\nscore its text instead: --text FILE uses the model's own tokenizer"
-        )
-    if store.vocab_size > opened.model.config.vocab_size:
-        raise CheckpointError(
-            f"{store.name} has {store.vocab_size} token ids, the model {opened.model.config.vocab_size}; "
-            "give data made with the model's tokenizer"
-        )
-    return store
 
 
 def _score_text(opened: "OpenedModel", files: tuple[Path, ...], phases: "Phases") -> "Score":
