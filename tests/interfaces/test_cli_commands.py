@@ -1,9 +1,7 @@
 """prepare, train, evaluate, generate and kernels on a toy, from the words typed to what is printed and written."""
 
-import io
 import json
 import random
-import sys
 import tomllib
 from pathlib import Path
 
@@ -232,89 +230,6 @@ def test_evaluate_refuses_data_of_another_tokenizer_and_empty_text(run: Run, pla
     assert code == 3
     assert "there is no text in" in err
     assert run("evaluate", str(place / "run"), "--data", other, "--text", other)[0] == 2
-
-
-def test_generate_is_repeatable_with_a_seed_and_sample_i_uses_the_next_one(run: Run, place: Path) -> None:
-    arguments = ["generate", str(place / "run"), "--prompt", "Once", "--max-new-tokens", "12", "--json"]
-    first = json.loads(run(*arguments, "--seed", "5", "--num-samples", "2")[1])
-    assert json.loads(run(*arguments, "--seed", "5", "--num-samples", "2")[1]) == first
-    assert json.loads(run(*arguments, "--seed", "6")[1]) == first[1:]
-    assert first[0]["text"] != first[1]["text"]
-    again = json.loads(run(*arguments)[1])[0]["seed"]
-    assert again != json.loads(run(*arguments)[1])[0]["seed"]
-
-
-def test_generate_streams_what_json_reports(run: Run, place: Path) -> None:
-    arguments = ["generate", str(place / "run"), "--prompt", "Once", "--max-new-tokens=20", "--seed=3"]
-    result = json.loads(run(*arguments, "--json")[1])[0]
-    assert result["text"].startswith("Once")
-    assert run(*arguments)[1] == result["text"] + "\n"
-    two = run(*arguments, "--num-samples=2")[1]
-    assert two.startswith("--- 1 of 2\n" + result["text"] + "\n--- 2 of 2\nOnce")
-
-
-def test_generate_never_takes_a_padding_id(run: Run, place: Path) -> None:
-    # 127 of the 384 rows are padding; at this temperature every row is about as likely as any other
-    words = ["generate", str(place / "run"), "--max-new-tokens=200", "--temperature=1e6", "--num-samples=5", "--json"]
-    code, out, _ = run(*words, "--seed=0")
-    assert code == 0
-    assert sum(sample["tokens"] for sample in json.loads(out)) > 300
-
-
-def test_generate_stops_at_the_end_of_the_text(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    from smallgpt.domain.gpt import GPT
-
-    ids = [0xC3, 0xA9, 0xE2, 256, 65]  # é, the first byte of three, then end-of-text
-    monkeypatch.setattr(GPT, "stream", lambda *_, **__: iter(torch.tensor([[each]]) for each in ids))
-    sample = json.loads(run("generate", str(place / "run"), "--prompt", "A", "--json")[1])[0]
-    assert sample["text"] == "Aé\ufffd"
-    assert (sample["tokens"], sample["end"]) == (3, "end-of-text")
-
-
-@pytest.mark.parametrize(
-    ("content", "prompt"),
-    [
-        (b"Once\n", "Once"),
-        (b"\xef\xbb\xbfOnce\r\nmore\r\n", "Once\nmore"),
-        ("Once".encode("utf-16"), "Once"),
-        (b"Once\n\n", "Once\n"),
-        (b"", ""),
-    ],
-)
-def test_generate_reads_prompts_from_files_and_standard_input(
-    run: Run, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, prompt: str
-) -> None:
-    file = tmp_path / "prompt.txt"
-    file.write_bytes(content)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    for name in (str(file), "-"):
-        words = ["generate", str(place / "run"), "--prompt-file", name, "--max-new-tokens", "2", "--json"]
-        code, out, _ = run(*words)
-        assert code == 0
-        assert json.loads(out)[0]["prompt"] == prompt
-
-
-def test_generate_refuses_a_prompt_file_that_is_no_text_or_not_there(run: Run, place: Path, tmp_path: Path) -> None:
-    (tmp_path / "latin").write_bytes(b"caf\xe9 au lait")
-    code, _, err = run("generate", str(place / "run"), "--prompt-file", str(tmp_path / "latin"))
-    assert code == 3
-    assert "byte 3 is not UTF-8" in err
-    code, _, err = run("generate", str(place / "run"), "--prompt-file", str(tmp_path / "nope"))
-    assert code == 3
-    assert "nope: No such file or directory" in err
-
-
-def test_generate_needs_a_tokenizer_beside_the_model(run: Run, place: Path, tmp_path: Path) -> None:
-    checkpoint = next((place / "run" / "checkpoints").glob("step-*"))
-    for name in ("model.safetensors", "config.json"):
-        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
-    code, _, err = run("generate", str(tmp_path))
-    assert code == 4
-    assert "has no tokenizer.json" in err
-    (tmp_path / "tokenizer.json").write_bytes((checkpoint / "tokenizer.json").read_bytes())
-    assert run("generate", str(tmp_path), "--max-new-tokens", "3")[0] == 0
 
 
 @pytest.fixture

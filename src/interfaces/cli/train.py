@@ -206,10 +206,12 @@ def _say_what_next(display: "Display", run: Path, outcome: "Outcome", prompt: st
 def _tell_a_story(display: "Display", run: Path, prompt: str) -> None:
     """The finished model's continuation of the run's prompt, up to end-of-text."""
     from smallgpt.domain.sampling import Sampling
-    from smallgpt.interfaces.cli.generate import continue_prompt
+    from smallgpt.interfaces.continuing import Continuation, Continuer, Settings
     from smallgpt.interfaces.opening import open_model
 
     opened = open_model(run)
     if opened.tokenizer is not None:
-        story = continue_prompt(opened, prompt, 400, Sampling(temperature=0.5), 0, lambda piece: None)
-        display.say(f"\n{story['text']}\n")
+        story = Continuation(prompt, seed=0)
+        for _ in Continuer(opened).run([story], Settings(Sampling(temperature=0.5), max_new_tokens=400)):
+            pass
+        display.say(f"\n{prompt}{story.text}\n")
