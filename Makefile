@@ -9,7 +9,7 @@ READY := .venv/.ready
 # Idle threads sleep instead of spinning: two test processes share two cores.
 TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2
 
-.PHONY: help install demo test test-slow lint bench gpu-check tune clean
+.PHONY: help install demo test test-slow browser chromium lint bench gpu-check tune clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -31,6 +31,22 @@ test: $(READY)  ## the tests, some minutes
 test-slow: $(READY)  ## the long ones
 	$(TESTS) -m slow
 
+# The version is that of the rules: a newer one may find more.
+AXE := 4.14.1
+AXE_FILE := .cache/axe/package/axe.min.js
+
+APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends
+
+browser: chromium $(AXE_FILE)  ## what the page's tests need: Chromium and, by npm, axe-core (on Debian, as root)
+
+chromium:
+	@command -v chromium chromium-browser google-chrome >/dev/null || { apt-get -qq update && $(APT_INSTALL) chromium; }
+
+$(AXE_FILE): Makefile
+	@command -v npm >/dev/null || { apt-get -qq update && $(APT_INSTALL) npm; }
+	mkdir -p .cache/axe
+	cd .cache/axe && npm pack --silent axe-core@$(AXE) && tar -xzf axe-core-$(AXE).tgz && touch package/axe.min.js
+
 lint: $(READY)  ## style, types and the rules of who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -50,4 +66,4 @@ tune:  ## write OPERATION's tile table for ARCHITECTURE, by measuring where the 
 	PYTHONPATH=typings $(PYTHON) -m tests.gpu_check.tune $(OPERATION) --architecture $(ARCHITECTURE)
 
 clean:  ## remove what can be made again (not data/ and runs/)
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

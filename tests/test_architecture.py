@@ -33,8 +33,10 @@ def test_every_data_file_belongs_to_a_package_that_ships_it() -> None:
     for path in SRC.rglob("*"):
         if not path.is_file() or path.suffix in (".py", ".pyc"):
             continue
-        package = ".".join(("smallgpt", *path.parent.relative_to(SRC).parts))
-        assert any(path.match(pattern) for pattern in shipped.get(package, [])), f"{path} is not in the wheel"
+        home = next(folder for folder in path.parents if (folder / "__init__.py").exists())
+        package = ".".join(("smallgpt", *home.relative_to(SRC).parts))
+        patterns = [str(home / pattern) for pattern in shipped.get(package, [])]
+        assert any(path.match(pattern) for pattern in patterns), f"{path} is not in the wheel"
 
 
 def test_rooms_know_only_the_rooms_below_them() -> None:

@@ -52,6 +52,7 @@ def test_the_version_is_the_packages(run: Run) -> None:
         "train",
         "evaluate",
         "generate",
+        "chat",
         "kernels list",
         "kernels check",
         "kernels compile",

@@ -1,5 +1,6 @@
 """The `smallgpt` command. Commands are named as strings and imported when called, so that `--help` loads no torch."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -29,6 +30,8 @@ COMMANDS = {
     "train": ("smallgpt.interfaces.cli.train:train", "Train a model, or go on with a run."),
     "evaluate": ("smallgpt.interfaces.cli.evaluate:evaluate", "Score a model on a whole text."),
     "generate": ("smallgpt.interfaces.cli.generate:generate", "Continue a prompt."),
+    "chat": ("smallgpt.interfaces.cli.chat:chat", "Write a story in turns with a model."),
+    "serve": ("smallgpt.interfaces.cli.serve:serve", "Serve a model: OpenAI's API, and a page."),
     "kernels": ("smallgpt.interfaces.cli.kernels:app", "Show which implementation computes each hot operation."),
     "bench": ("smallgpt.interfaces.cli.bench:app", "Measure speed and memory."),
     "report": ("smallgpt.interfaces.cli.report:report", "Write a run's report as one HTML page."),
@@ -40,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code; arguments default to the process's own."""
     phases.begin_command(phases.process_age() if arguments is None else 0.0)
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    for name in ("stdout", "stderr"):  # a process may be started without them
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     debug = _take_debug(tokens)
     sys.exit(errors.guard(lambda: _run(tokens), debug=debug))
 

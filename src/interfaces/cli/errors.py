@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -124,8 +124,9 @@ def _system(error: OSError) -> Lines:
 
 
 def _say(lines: Lines) -> None:
-    for number, line in enumerate(lines):
-        print(line if number else f"smallgpt: {line}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # nobody may be listening; the exit code still tells
+        for number, line in enumerate(lines):
+            print(line if number else f"smallgpt: {line}", file=sys.stderr)
 
 
 @contextmanager

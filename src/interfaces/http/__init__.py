@@ -1,0 +1,1 @@
+"""The server: OpenAI's completions API and a page, over one engine."""
