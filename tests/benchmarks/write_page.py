@@ -26,6 +26,8 @@ the same. Each table stands below the command that made its figures, and compare
 - **speed ratio** and **memory ratio** are against the first system of the table; **ratio to best** is the best other system's
   time ÷ this one's.
 - **peak memory** is the whole process's on a CPU, libraries included, and the allocator's on a GPU.
+- **bandwidth** is the share of what the machine reads from memory that the weights, read once a step, come to; **prefill** the
+  share of its float32 matrix product's speed from the prompts to the first tokens.
 - **first step** has what is compiled and allocated once.
 """
 EXPONENTS = ("time_exponent", "time_theory", "memory_exponent", "memory_theory")
@@ -39,6 +41,8 @@ HEADERS = {
     "memory_exponent": "memory ∝ sizeᵏ: k",
     "memory_theory": "counted",
     "below_plain": "below the best plain",
+    "bandwidth_fraction": "bandwidth",
+    "prefill_fraction": "prefill",
     "passed_seed_seconds": "passed the seed's result after",
 }
 UNITS = ("_bytes", "_seconds", "_fraction", "_ms")
@@ -153,6 +157,8 @@ def value(key: str, own: Any) -> str:
             return str(own)
         case [low, high]:
             return f"{value(key, low)}–{value(key, high)}"
+        case list():
+            return ", ".join(value(key, one) for one in own)
     if key.endswith("_bytes"):
         return f"{own / 2**20:,.0f} MiB"
     if key.startswith(("bits_per_byte", "nats_per_token", "below_plain")):

@@ -98,13 +98,17 @@ def test_generation_is_compared_for_one_stream_and_many(run: Run, tmp_path: Path
     code, out, err = run(*GENERATE, TWICE, "--streams", "1", "3", "--json", f"--plot={picture}")
     rows = json.loads(out)
     assert code == 0
-    systems = ["transformers", "smallgpt-uncached", "smallgpt"]
+    ours = ["smallgpt-uncached", "smallgpt", "smallgpt-bf16", "smallgpt-int8"]
+    systems = ["transformers", "transformers-bf16", "seed", *ours]
     assert [(row["streams"], row["system"]) for row in rows] == [(n, name) for n in (1, 3) for name in systems]
     for row in rows:
         assert row["slowest"] <= row["tokens_per_second"] <= row["fastest"]
         assert row["first_token_seconds"] > 0
         assert row["peak_memory_bytes"] > 2**20
-    assert "the systems' tokens are the same" in err
+        assert row["bandwidth_fraction"] > 0
+        assert row["prefill_fraction"] > 0
+    assert "the systems' tokens are the model's own" in err
+    assert "this machine reads " in err
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -181,7 +185,7 @@ def test_compiled_systems_train(run: Run) -> None:
         ("train --out speed.txt", 2, "speed.txt is no JSON file; end it in .json"),
         ("train --system smallgpt --device cuda:99", 6, "device 'cuda:99' is not there"),
         ("generate --streams 0", 2, "Invalid value for --streams: 0 is less than 1"),
-        ("generate --new-tokens 200", 2, "16 prompt tokens and 200 new ones do not fit block-size 128"),
+        ("generate --new-tokens 200", 2, "32 prompt tokens and 200 new ones do not fit block-size 128"),
         ("generate --device cuda:99", 6, "device 'cuda:99' is not there"),
         ("scaling --n-embd 64 64", 2, "n-embd 64 64 has a value twice; name each once"),
         (
