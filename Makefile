@@ -28,8 +28,12 @@ demo: $(READY)  ## train on the built-in stories for three minutes and tell one
 test: $(READY)  ## the tests, some minutes
 	$(TESTS)
 
+# Those in a browser by themselves: Chromium wants the cores that others would take.
+PAGE := tests/interfaces/http/page
+
 test-slow: $(READY)  ## the long ones
-	$(TESTS) -m slow
+	$(TESTS) -m slow --ignore=$(PAGE)
+	$(TESTS) -m slow $(PAGE)
 
 # The version is that of the rules: a newer one may find more.
 AXE := 4.14.1
