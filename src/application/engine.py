@@ -108,7 +108,7 @@ class Engine:
                 self.sliding.append(stream)
             else:
                 stream.start, stream.read = len(stream.ids) - max(1, self.block_size // 2), 0
-                self._read([stream], row, stream.unread[:-1])
+                self._refill(stream, row)
 
     def _free_row(self, row: int) -> None:
         last = len(self.cached) - 1
@@ -117,14 +117,15 @@ class Engine:
             self.cached[row] = self.cached[last]
         self.cached.pop()
 
-    def _read(self, streams: list[Stream], row: int, tokens: list[int]) -> None:
-        if tokens:
+    def _refill(self, stream: Stream, row: int) -> None:
+        """Read the context anew, but for the newest token, which is decoded as ever."""
+        if tokens := stream.unread[:-1]:
             self.model(
                 torch.tensor([tokens], device=self.device),
                 past=self.cache.after([0], len(tokens), row),
                 last=torch.zeros(1, dtype=torch.int64, device=self.device),
             )
-            streams[0].read = len(tokens)
+            stream.read = len(tokens)
 
     def _admit(self) -> list[tuple[Stream, list[Token]]]:
         """Read the prompts of those who wait in one pass, and give their first tokens."""

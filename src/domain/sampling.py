@@ -98,7 +98,7 @@ def next_token_at(logits: Tensor, seen: Tensor, sampling: Sampling, draws: Tenso
     """next_token by the random numbers draws (B, 1) float64, uniform in [0, 1), so that each row can have its own generator.
 
     The token at which the cumulative probability passes the draw. torch.multinomial takes a random number for every entry
-    of the vocabulary, and twenty times as long. Raises NumericsError for nan or inf logits.
+    of the vocabulary, which takes far longer. Raises NumericsError for nan or inf logits.
     """
     if sampling.temperature > 0 or sampling.repetition_penalty != 1.0:
         logits = filter_logits(logits, seen, sampling)
@@ -115,7 +115,7 @@ def next_token_at(logits: Tensor, seen: Tensor, sampling: Sampling, draws: Tenso
 
 def check_finite(logits: Tensor) -> None:
     """Raise NumericsError for nan or inf among logits, or what was made of them."""
-    if not torch.isfinite(logits.sum()):  # a sum keeps nan and inf, and takes a tenth of the time of a look at each
+    if not torch.isfinite(logits.sum()):  # a sum keeps nan and inf, and is quicker than a look at each
         raise NumericsError("the model's logits are not finite; its weights are damaged or its precision overflowed")
 
 

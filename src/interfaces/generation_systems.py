@@ -139,7 +139,9 @@ def _engine(model: GPT) -> Continue:
     engines: dict[int, Engine] = {}  # kept, as a server keeps its own
 
     def run(prompts: Tensor, n: int) -> Tensor:
-        engine = engines.setdefault(len(prompts), Engine(model, len(prompts)))
+        if len(prompts) not in engines:
+            engines[len(prompts)] = Engine(model, len(prompts))
+        engine = engines[len(prompts)]
         streams = [engine.add(Request(prompt, n, greedy)) for prompt in prompts.tolist()]
         while any(not stream.finish for stream in streams):
             engine.step()

@@ -13,15 +13,15 @@ FEW, MANY = 2, 64
 
 
 def few_rows_gelu(x: Tensor) -> Tensor:
-    """x·Φ(x). torch's own goes through oneDNN, which takes ten times as long as the arithmetic of a single row."""
+    """x·Φ(x). torch's own goes through oneDNN, which takes longer than the arithmetic of a single row."""
     return torch.erf(x * sqrt(0.5)).add_(1).mul_(0.5).mul_(x)
 
 
 class Matrix:
     """nn.Linear's result, by whichever of three ways reads W fastest for so many rows.
 
-    One or two rows: the halves of W as a batch of two products, which MKL computes at the memory's speed, where its
-    matrix-vector product reaches a quarter of it. Up to 64 rows: oneDNN with W packed once; torch's own packs it in every call.
+    One or two rows: the halves of W as a batch of two products, which takes MKL past its slower
+    matrix-vector product. Up to 64 rows: oneDNN with W packed once; torch's own packs it in every call.
     More: torch's own.
     """
 
