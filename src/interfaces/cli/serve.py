@@ -58,7 +58,7 @@ def serve(
         timeout: Seconds for a request, waiting included; what is written by then is sent.
         grace: Seconds for what is being written when the server is told to stop.
         api_key_env: Variable with the API key, or several, separated by commas; otherwise SMALLGPT_API_KEY.
-        allow_host: More names under which clients may call it, such as a proxy's.
+        allow_host: More names under which clients may call it, such as a proxy's; that needs an API key too.
         allow_origin: Other sites whose pages may call it, such as https://example.org.
         past_block: Beyond the block: slide is exact, refill faster.
         weights: float32, bfloat16 or int8.
