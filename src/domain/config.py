@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Backend = Literal["auto", "reference", "torch", "triton"]
+Activation = Literal["gelu", "gelu_tanh"]
 LossBackend = Literal["auto", "reference", "torch", "triton", "triton-chunked", "triton-flash"]
 Positive = Annotated[int, Field(ge=1)]
 StepsOrShare = Annotated[float, Field(ge=0)]
@@ -41,6 +42,8 @@ class GPTConfig(Section):
     """Dropout on embeddings, attention weights and both residual branches."""
     bias: bool = True
     """Biases in the linear layers and layer norms."""
+    activation: Activation = "gelu"
+    """Between an MLP's layers: the exact (erf) GELU, or gelu_tanh, the approximation that OpenAI's GPT-2 was trained with."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -52,6 +55,11 @@ class GPTConfig(Section):
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.n_embd // self.n_head
+
+    @property
+    def gelu(self) -> Literal["none", "tanh"]:
+        """The activation as torch's `gelu(approximate=...)` names it."""
+        return "tanh" if self.activation == "gelu_tanh" else "none"
 
 
 class WeightedFolder(Section):

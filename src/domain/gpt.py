@@ -59,16 +59,16 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers around an exact (erf) GELU, four times as wide inside."""
+    """Two linear layers around a GELU, four times as wide inside."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = config.dropout
+        self.dropout, self.gelu = config.dropout, config.gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        return dropout(self.c_proj(F.gelu(self.c_fc(x))), self.dropout, self.training)
+        return dropout(self.c_proj(F.gelu(self.c_fc(x), approximate=self.gelu)), self.dropout, self.training)
 
 
 class Block(nn.Module):

@@ -83,7 +83,7 @@ def gpt2(config: GPTConfig) -> Any:
             n_embd=config.n_embd,
             n_layer=config.n_layer,
             n_head=config.n_head,
-            activation_function="gelu",
+            activation_function={"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.activation],
             embd_pdrop=config.dropout,
             attn_pdrop=config.dropout,
             resid_pdrop=config.dropout,

@@ -18,14 +18,14 @@ class PlainBlock(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         C = config.n_embd
-        self.n_head, self.dropout = config.n_head, config.dropout
+        self.n_head, self.dropout, self.gelu = config.n_head, config.dropout, config.gelu
         self.ln_1, self.ln_2 = nn.LayerNorm(C, bias=config.bias), nn.LayerNorm(C, bias=config.bias)
         self.c_attn, self.attn_proj = nn.Linear(C, 3 * C, bias=config.bias), nn.Linear(C, C, bias=config.bias)
         self.c_fc, self.mlp_proj = nn.Linear(C, 4 * C, bias=config.bias), nn.Linear(4 * C, C, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C)
         x = x + self._drop(self.attn_proj(self._attend(self.ln_1(x))))
-        return x + self._drop(self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x)))))
+        return x + self._drop(self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x)), approximate=self.gelu)))
 
     def _attend(self, x: Tensor) -> Tensor:
         B, T, C = x.shape

@@ -16,9 +16,9 @@ class Matrix:
         self.weight = onednn.pack(weight.bfloat16()) if self.is_packed else weight.bfloat16()
         self.bias = bias.bfloat16() if bias is not None else None
 
-    def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
-        """x (B, T, C) bfloat16 -> (B, T, V) bfloat16, through the exact GELU if asked."""
+    def __call__(self, x: Tensor, *, gelu: str | None = None) -> Tensor:
+        """x (B, T, C) bfloat16 -> (B, T, V) bfloat16, through a GELU if asked: exact ("none") or "tanh"."""
         if self.is_packed:
             return onednn.linear(x, self.weight, self.bias, gelu=gelu)
         y = F.linear(x, self.weight, self.bias)
-        return F.gelu(y) if gelu else y
+        return y if gelu is None else F.gelu(y, approximate=gelu)

@@ -24,8 +24,8 @@ class Matrix:
         self.bias = bias
         self.many_rows: Bfloat16Matrix | None = None
 
-    def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
-        """x (B, T, C) bfloat16 -> (B, T, V) bfloat16, through the exact GELU if asked."""
+    def __call__(self, x: Tensor, *, gelu: str | None = None) -> Tensor:
+        """x (B, T, C) bfloat16 -> (B, T, V) bfloat16, through a GELU if asked: exact ("none") or "tanh"."""
         B, T, C = x.shape
         if B * T > FEW or C % WHOLE:
             if self.many_rows is None:
@@ -34,7 +34,7 @@ class Matrix:
         y = torch._weight_int8pack_mm(x.reshape(B * T, C), self.integers, self.scale).view(B, T, -1)
         if self.bias is not None:
             y = y + self.bias
-        return few_rows_gelu(y).bfloat16() if gelu else y.to(x.dtype)
+        return y.to(x.dtype) if gelu is None else few_rows_gelu(y, gelu).bfloat16()
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,8 @@ def pack(weight: Tensor) -> Tensor:
     return packed
 
 
-def linear(x: Tensor, packed: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
-    """x (..., C), packed weight (V, C), bias (V,), all of one dtype -> (..., V), through the exact GELU if asked."""
-    after, approximation = ("gelu", "none") if gelu else ("none", "")
+def linear(x: Tensor, packed: Tensor, bias: Tensor | None, *, gelu: str | None = None) -> Tensor:
+    """x (..., C), packed weight (V, C), bias (V,), all of one dtype -> (..., V), through a GELU ("none", "tanh") if asked."""
+    after, approximation = ("none", "") if gelu is None else ("gelu", gelu)
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, after, [], approximation)
     return y

@@ -38,7 +38,7 @@ def pack(model: GPT, weights: Weights) -> None:
     model.transformer.wte.weight = head.weight
     if weights != "float32":  # the cache of keys and values takes its dtype from the positions
         model.transformer.wpe.weight = nn.Parameter(model.transformer.wpe.weight.bfloat16(), requires_grad=False)
-    setattr(model, "transformer", Transformer(model.transformer, blocks, model.config.n_head, model.ops))  # noqa: B010
+    setattr(model, "transformer", Transformer(model.transformer, blocks, model.config, model.ops))  # noqa: B010
     model.eval()
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from smallgpt.domain import gpt
 from smallgpt.domain.cache import Past
+from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.ops import Ops
 
 EPS = 1e-5
@@ -23,8 +24,8 @@ class Matrix(Protocol):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """weight (V, C) and bias (V,), both float32."""
 
-    def __call__(self, x: Tensor, *, gelu: bool = False) -> Tensor:
-        """x (B, T, C) -> (B, T, V) in x's dtype, through the exact GELU if asked."""
+    def __call__(self, x: Tensor, *, gelu: str | None = None) -> Tensor:
+        """x (B, T, C) -> (B, T, V) in x's dtype, through a GELU if asked: exact ("none") or "tanh"."""
 
 
 class PackedBlock(NamedTuple):
@@ -41,11 +42,11 @@ class PackedBlock(NamedTuple):
 class Transformer(nn.Module):
     """In the place of domain.gpt.Transformer, for a model that only generates."""
 
-    def __init__(self, transformer: gpt.Transformer, blocks: list[PackedBlock], n_head: int, ops: Ops) -> None:
+    def __init__(self, transformer: gpt.Transformer, blocks: list[PackedBlock], config: GPTConfig, ops: Ops) -> None:
         super().__init__()
         self.wte, self.wpe = transformer.wte, transformer.wpe
         self.ln_f = transformer.ln_f.weight, transformer.ln_f.bias
-        self.blocks, self.n_head, self.ops = blocks, n_head, ops
+        self.blocks, self.n_head, self.gelu, self.ops = blocks, config.n_head, config.gelu, ops
 
     def forward(self, tokens: Tensor, past: Past | None) -> Tensor:  # (B, T, C) each
         B, T, C = tokens.shape
@@ -63,5 +64,5 @@ class Transformer(nn.Module):
                 y = self.ops.cached_attention(qkv[:, :, 0], *past.layer(layer))
             x = x + block.c_proj(y.reshape(B, T, C))
             h = torch.layer_norm(x, (C,), *block.ln2, EPS).to(narrow)
-            x = x + block.mlp_c_proj(block.c_fc(h, gelu=True))
+            x = x + block.mlp_c_proj(block.c_fc(h, gelu=self.gelu))
         return torch.layer_norm(x, (C,), *self.ln_f, EPS).to(narrow)
