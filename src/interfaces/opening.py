@@ -9,6 +9,8 @@ from smallgpt.domain.errors import CheckpointError, ConfigError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.ops import TORCH_OPS, Ops
 from smallgpt.infrastructure import checkpoints, devices
+from smallgpt.infrastructure.formats.opening import format_of, read_foreign
+from smallgpt.infrastructure.formats.portable import PortableModel
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.infrastructure.token_store import TokenStore, open_store
 from smallgpt.infrastructure.tokenizers import Tokenizer, load_tokenizer
@@ -31,12 +33,14 @@ def load(path: str | Path, device: str = "cpu") -> GPT:
 
 
 def open_model(path: Path, device: str = "cpu", kernels: str = "torch") -> OpenedModel:
-    """A run (its best checkpoint, else its newest good one), a checkpoint, or a folder of weights and config.
+    """A run (its best checkpoint, else its newest good one), a checkpoint, a folder of weights and config, or another tool's.
 
     Raises CheckpointError.
     """
-    run, folder = _resolve(path)
     place = devices.choose_device(device)
+    if format_of(path) is not None:
+        return _open_foreign(path, place, kernels)
+    run, folder = _resolve(path)
     if (folder / checkpoints.MANIFEST).exists():
         try:
             checkpoints.verify(folder)
@@ -62,6 +66,13 @@ def open_model(path: Path, device: str = "cpu", kernels: str = "torch") -> Opene
     return OpenedModel(model.to(place).eval(), tokenizer, step, folder, run)
 
 
+def portable(opened: OpenedModel) -> PortableModel:
+    """The opened model to be written in another format."""
+    model = opened.model
+    weights = {name: tensor.detach().cpu() for name, tensor in model.named_parameters()}  # the tied head comes once
+    return PortableModel(model.config, weights, opened.tokenizer, name=_name(opened))
+
+
 def open_data(opened: OpenedModel, data: Path | None) -> TokenStore:
     """The data folder asked for, or the run's own one or ones. Raises CheckpointError when its ids mean other tokens."""
     folders = (data,) if data else opened.run.config().data.folders if opened.run is not None else ()
@@ -80,6 +91,17 @@ def open_data(opened: OpenedModel, data: Path | None) -> TokenStore:
             "give data made with the model's tokenizer"
         )
     return store
+
+
+def _name(opened: OpenedModel) -> str:
+    return (opened.run.path if opened.run is not None else opened.path).resolve().name
+
+
+def _open_foreign(path: Path, place: torch.device, kernels: str) -> OpenedModel:
+    foreign = read_foreign(path)
+    model = GPT(foreign.config, _inference_ops(kernels, place))
+    model.load_state_dict(foreign.weights, strict=False)  # all but the tied head: the reader has checked
+    return OpenedModel(model.to(place).eval(), foreign.tokenizer, None, path, None)
 
 
 def _resolve(path: Path) -> tuple[RunFolder | None, Path]:

@@ -32,6 +32,8 @@ COMMANDS = {
     "generate": ("smallgpt.interfaces.cli.generate:generate", "Continue a prompt."),
     "chat": ("smallgpt.interfaces.cli.chat:chat", "Write a story in turns with a model."),
     "serve": ("smallgpt.interfaces.cli.serve:serve", "Serve a model: OpenAI's API, and a page."),
+    "export": ("smallgpt.interfaces.cli.export:export", "Write a model in another tool's format, proved equal."),
+    "import": ("smallgpt.interfaces.cli.import_model:import_model", "Take over another tool's model, proved equal."),
     "kernels": ("smallgpt.interfaces.cli.kernels:app", "Show which implementation computes each hot operation."),
     "bench": ("smallgpt.interfaces.cli.bench:app", "Measure speed and memory."),
     "report": ("smallgpt.interfaces.cli.report:report", "Write a run's report as one HTML page."),

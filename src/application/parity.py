@@ -1,0 +1,84 @@
+"""Is it the same model? Logits on fixed and random inputs, and a greedy continuation, of two ways to compute it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smallgpt.domain.config import GPTConfig
+
+Logits = Callable[[Tensor], Tensor]
+"""(B, T) int64 -> (B, T, V) float32."""
+
+ABSOLUTE, RELATIVE = 1e-4, 1e-5
+"""How far logits may be apart: the most, and the most as a share of the largest of them. Rounding alone stays below."""
+GREEDY_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How near two ways to compute a model are."""
+
+    positions: int
+    """Whose logits were compared, every id's."""
+    max_difference: float
+    largest_logit: float
+    greedy_equal: int
+    """Tokens of the two greedy continuations that are equal, counted up to the first that is not."""
+    greedy_tokens: int = GREEDY_TOKENS
+
+    @property
+    def relative(self) -> float:
+        """The largest difference as a share of the largest logit."""
+        return self.max_difference / self.largest_logit if self.largest_logit else self.max_difference
+
+    @property
+    def passed(self) -> bool:
+        """Is it the same model?"""
+        near = self.max_difference <= ABSOLUTE and self.relative <= RELATIVE  # False for nan
+        return near and self.greedy_equal == self.greedy_tokens
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a program to read."""
+        return {
+            "passed": self.passed,
+            "positions": self.positions,
+            "max_difference": self.max_difference,
+            "relative_difference": self.relative,
+            "largest_logit": self.largest_logit,
+            "greedy_equal": self.greedy_equal,
+            "greedy_tokens": self.greedy_tokens,
+        }
+
+
+def compare(ours: Logits, theirs: Logits, config: GPTConfig) -> Parity:
+    """Compare two ways to compute a model of these sizes."""
+    positions, largest, difference = 0, 0.0, torch.zeros(())
+    for idx in _inputs(config):
+        expected, found = ours(idx), theirs(idx)
+        positions += idx.numel()
+        largest = max(largest, float(expected.abs().max()))
+        difference = torch.maximum(difference, (expected - found).abs().max())  # keeps nan, as max() does not
+    pairs = zip(_greedy(ours, config), _greedy(theirs, config), strict=True)
+    equal = next((number for number, (one, other) in enumerate(pairs) if one != other), GREEDY_TOKENS)
+    return Parity(positions, float(difference), largest, equal)
+
+
+def _inputs(config: GPTConfig) -> Iterator[Tensor]:
+    """A single token, all ids in turn, and random ones, up to the longest context."""
+    generator = torch.Generator().manual_seed(0)
+    block, vocab = config.block_size, config.vocab_size
+    yield torch.zeros(1, 1, dtype=torch.int64)
+    yield torch.arange(block)[None] % vocab
+    yield torch.randint(vocab, (1, block), generator=generator)
+    yield torch.randint(vocab, (3, -(-block // 3)), generator=generator)
+
+
+def _greedy(logits: Logits, config: GPTConfig) -> Iterator[int]:
+    """The likeliest continuation of the first ids, of which the last block_size tokens are seen."""
+    ids = [number % config.vocab_size for number in range(8)]
+    for _ in range(GREEDY_TOKENS):
+        ids.append(int(logits(torch.tensor([ids[-config.block_size :]]))[0, -1].argmax()))
+        yield ids[-1]

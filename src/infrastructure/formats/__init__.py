@@ -1,0 +1,1 @@
+"""Models as other tools keep them: one file a format, each with `read`, `write` and `reader`."""

@@ -1,0 +1,32 @@
+"""A conversion's proof, for people."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from smallgpt.application.parity import Parity
+    from smallgpt.interfaces.converting import Conversion
+
+
+def conversion_words(conversion: "Conversion") -> str:
+    """Where it is, and how it was proved."""
+    lines = [
+        f"written     {conversion.out} ({conversion.format})",
+        f"compared    with {conversion.reader}, on {conversion.parity.positions:,} positions",
+        f"logits      {_near(conversion.parity)}",
+        f"greedy      {conversion.parity.greedy_equal} of {conversion.parity.greedy_tokens} tokens are equal",
+    ]
+    if conversion.change is None:
+        lines.append("weights     equal to the bit")
+    else:
+        change = conversion.change
+        lines.append(
+            f"change      {_near(change)}; {change.greedy_equal} greedy tokens before the first that differs"
+            if change.greedy_equal < change.greedy_tokens
+            else f"change      {_near(change)}; the greedy tokens stay the same"
+        )
+    lines += [f"note        {note}" for note in conversion.notes]
+    return "\n".join(lines)
+
+
+def _near(parity: "Parity") -> str:
+    return f"at most {parity.max_difference:.2g} apart, {parity.relative:.2g} of the largest"

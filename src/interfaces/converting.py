@@ -1,0 +1,135 @@
+"""Models in and out, each conversion proved on what was written before it takes its place."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smallgpt.application.parity import ABSOLUTE, RELATIVE, Logits, Parity, compare
+from smallgpt.domain.errors import CheckpointError, ConfigError
+from smallgpt.domain.gpt import GPT
+from smallgpt.infrastructure.files import folder_written_whole, write_json
+from smallgpt.infrastructure.formats import own
+from smallgpt.infrastructure.formats.opening import FORMATS, format_of, read_foreign
+from smallgpt.infrastructure.formats.plain import Reader
+from smallgpt.infrastructure.formats.portable import PortableModel
+
+REPORT = "parity.json"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written, and the proof that it is the same model."""
+
+    out: Path
+    format: str
+    reader: str
+    """Who computed the other side of the proof."""
+    parity: Parity
+    """The file as its reader computes it, beside smallgpt with the file's weights."""
+    exact: bool
+    """Are the weights and the model, read back, equal to the bit to what they were?"""
+    change: Parity | None
+    """Where they are not: the model before beside the model after."""
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a program to read."""
+        return {
+            "out": str(self.out),
+            "format": self.format,
+            "reader": self.reader,
+            "parity": self.parity.as_dict(),
+            "exact": self.exact,
+            "change": None if self.change is None else self.change.as_dict(),
+            "notes": list(self.notes),
+        }
+
+
+def import_model(source: Path, out: Path, *, overwrite: bool = False) -> Conversion:
+    """Write a model of another tool as a folder of smallgpt's. Raises CheckpointError, also when it is not the same one."""
+    name = format_of(source)
+    before = read_foreign(source)
+    assert name is not None, "or it would not have been read"
+    reader = FORMATS[name].reader(source)
+    with _draft(out, overwrite) as draft:
+        own.write(before, draft)
+        after = _read_own(draft, before)
+        return _proved(before, after, reader, draft, out, name, before.notes)
+
+
+def export_model(model: PortableModel, to: str, out: Path, *, overwrite: bool = False, **options: Any) -> Conversion:
+    """Write a model in another tool's format. Raises CheckpointError, also when what was written is not the same one."""
+    if to not in FORMATS:
+        raise ConfigError(f"format is {to!r}; choose {', '.join(FORMATS)}")
+    with _draft(out, overwrite) as draft:
+        notes = FORMATS[to].write(model, draft, **options)
+        return _proved(model, FORMATS[to].read(draft), FORMATS[to].reader(draft), draft, out, to, notes)
+
+
+def _proved(
+    before: PortableModel,
+    after: PortableModel,
+    reader: Reader,
+    draft: Path,
+    out: Path,
+    format: str,
+    notes: tuple[str, ...],
+) -> Conversion:
+    """Compare, keep the report beside the model, and refuse what is not the same."""
+    model = after.model()
+    exact = _is_equal(before, after)
+    conversion = Conversion(
+        out=out,
+        format=format,
+        reader=reader.words,
+        parity=compare(_logits(model), reader.logits, after.config),
+        exact=exact,
+        change=None if exact else compare(_logits(before.model()), _logits(model), after.config),
+        notes=notes,
+    )
+    if not conversion.parity.passed:
+        raise CheckpointError(f"{out} was not written: {_difference(conversion)}")
+    write_json(draft / REPORT, conversion.as_dict())
+    return conversion
+
+
+def _is_equal(before: PortableModel, after: PortableModel) -> bool:
+    """Do both compute the same, to the bit? Dropout is for training, and not every format keeps it."""
+    one, other = (model.config.model_copy(update={"dropout": 0.0}) for model in (before, after))
+    return one == other and all(torch.equal(tensor, after.weights[name]) for name, tensor in before.weights.items())
+
+
+def _difference(conversion: Conversion) -> str:
+    found = conversion.parity
+    return (
+        f"logits of {conversion.reader} differ from smallgpt's by up to {found.max_difference:.2g} "
+        f"({found.relative:.2g} of the largest; {ABSOLUTE:g} and {RELATIVE:g} are allowed)\n"
+        f"and {found.greedy_equal} of {found.greedy_tokens} greedy tokens are equal. Please report this model's sizes."
+    )
+
+
+def _logits(model: GPT) -> Logits:
+    return torch.inference_mode()(model.forward)
+
+
+def _read_own(folder: Path, before: PortableModel) -> PortableModel:
+    from smallgpt.infrastructure import checkpoints
+
+    weights = checkpoints.read_weights(folder)
+    weights.pop("lm_head.weight")
+    return PortableModel(checkpoints.read_model_config(folder), weights, before.tokenizer)
+
+
+@contextmanager
+def _draft(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill that becomes `out` at the end. Raises ConfigError when `out` is taken."""
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} is there already; choose another --out, or add --overwrite")
+    if overwrite and out.exists() and not (out / REPORT).is_file():
+        raise ConfigError(f"{out} was not written by import or export, so it is not replaced; choose another --out")
+    with folder_written_whole(out) as folder:
+        yield folder
