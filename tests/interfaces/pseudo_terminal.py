@@ -49,6 +49,17 @@ class Terminal:
         self.seen = len(self.screen)
         os.write(self.own, keys.encode())
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C once the program sleeps until the next key.
+
+        Between what it shows and its select(), readline is deaf: CPython looks at a signal that comes there when the line ends.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2][0] != "S":
+            assert time.monotonic() < deadline, "it waits for no key"
+            time.sleep(0.005)
+        self.type(CTRL_C)
+
     def wait_for(self, words: str) -> str:
         """Everything shown since the last keys, once the words are among it."""
         deadline = time.monotonic() + PATIENCE

@@ -144,9 +144,9 @@ def test_in_a_terminal(endless: str, tmp_path: Path) -> None:
         terminal.wait_for("> ")
         terminal.type("\033[A\033[A")  # up, up: the line before the last
         terminal.wait_for("abc")
-        terminal.type(CTRL_C)  # something is typed: the line is cleared
+        terminal.interrupt()  # something is typed: the line is cleared
         assert "leaves" not in terminal.wait_for("> ")
-        terminal.type(CTRL_C)  # nothing is typed
+        terminal.interrupt()  # nothing is typed
         terminal.wait_for("Ctrl-D or /quit leaves.")
         terminal.wait_for("> ")
         terminal.type("/max-new-tokens 1000000\r")
@@ -181,7 +181,8 @@ def test_in_a_terminal_that_knows_only_lines_nothing_but_text_comes(endless: str
         terminal.wait_for_more(200)
         terminal.type(CTRL_C)
         terminal.wait_for("\n> ")
-        terminal.type("half a line" + CTRL_C)
+        terminal.type("half a line")
+        terminal.interrupt()
         terminal.wait_for("Ctrl-D or /quit leaves.")
         terminal.wait_for("\n> ")
         terminal.type("/set\n")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.interfaces.http.page.acting import Opened, OpenPage, missing
+from tests.interfaces.http.page.acting import PATIENCE, Opened, OpenPage, missing
 from tests.interfaces.http.page.stand_in import STORY, StandIn, serving
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def open_page(browser: "Browser") -> Iterator[OpenPage]:
     def open_(url: str, **options: Any) -> Opened:
         context = browser.new_context(**options)
         contexts.append(context)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(1000 * PATIENCE)
         opened = Opened(context.new_page())
         opened.page.on("console", lambda said: opened.complaints.append(said.text) if said.type == "error" else None)
         opened.page.on("pageerror", lambda error: opened.complaints.append(str(error)))

@@ -46,6 +46,7 @@ def test_no_rule_of_axe_is_broken(open_page: OpenPage, stand_in: StandIn, axe: s
     assert violations(page, axe) == []
     stand_in.plan.go.set()
     page.wait_for_selector("#story[aria-busy=false]")
+    assert page.text_content("#status") == "Paused, after 6 tokens.", page.text_content("#error")
     assert violations(page, axe) == []
     page.focus("#tokens .token >> nth=5")
     assert violations(page, axe) == []
