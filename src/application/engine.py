@@ -185,9 +185,9 @@ class Engine:
             if drafts is None:
                 break
             going = [i for i in going if drafts[i][at : at + 1] == [token.id for token in given[i][at:]] != []]
+            going = [i for i in going if not streams[i].finish]
             for i in going:
                 streams[i].right_guesses += 1
-            going = [i for i in going if not streams[i].finish]
             if not going:
                 break
         return list(zip(streams, given, strict=True))

@@ -64,6 +64,7 @@ class Stream:
         self.guesses = 0
         """Tokens that were guessed."""
         self.right_guesses = 0
+        """Those of them that saved a pass: n_new = passes + right_guesses, where no `end` was drawn."""
         self.generator = torch.Generator().manual_seed(request.seed)
 
     @property

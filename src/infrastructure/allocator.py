@@ -15,14 +15,19 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 PROBE_BYTES = 2**26
 
 
-def keep_freed_memory() -> Choice:
-    """Tell this process's allocator, where it is glibc's, to keep what is freed; and measure what that gives."""
+def keep_freed_memory() -> bool:
+    """Tell this process's allocator, where it is glibc's, to keep what is freed. Does it?"""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
-        return Choice("default", "the C library is not glibc")
+        return False
+    return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def freed_memory_kept() -> Choice:
+    """keep_freed_memory, and a measurement of what that gives."""
     before = _milliseconds()
-    if not (libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)):
-        return Choice("default", "glibc refused")
+    if not keep_freed_memory():
+        return Choice("default", "the C library is not glibc, or refused")
     _milliseconds()  # the first block is still new
     after = _milliseconds()
     return Choice(

@@ -6,7 +6,8 @@ import torch
 
 from smallgpt.domain.config import RunConfig
 from smallgpt.infrastructure import devices
-from smallgpt.infrastructure.allocator import keep_freed_memory
+from smallgpt.infrastructure.allocator import freed_memory_kept
+from smallgpt.infrastructure.distributed import local_device
 from smallgpt.kernels.expectations import Shape
 from smallgpt.kernels.select import Selection, select
 
@@ -48,12 +49,12 @@ def choose_machine(config: RunConfig) -> Machine:
     Raises HardwareError for a wish that cannot be.
     """
     settings, kernels = config.training, config.kernels
-    device = devices.choose_device(settings.device)
+    device = local_device(devices.choose_device(settings.device))
     if device.index is not None:  # "cuda" alone is the current one; streams and events that name none belong to that
         torch.cuda.set_device(device)
     threads = devices.choose_threads(settings.threads)
     torch.set_num_threads(int(threads.value))
-    allocator = keep_freed_memory() if device.type == "cpu" else None
+    allocator = freed_memory_kept() if device.type == "cpu" else None
     precision = devices.choose_precision(device, settings.precision)
     selection = select(
         kernels.backend,

@@ -8,6 +8,7 @@ import torch
 from smallgpt.domain.errors import SmallGPTError
 from smallgpt.domain.metrics import Score
 from smallgpt.infrastructure import devices
+from smallgpt.infrastructure.allocator import keep_freed_memory
 from smallgpt.interfaces.looking import evaluate_split
 from smallgpt.interfaces.opening import OpenedModel, open_data, open_model
 from smallgpt.kernels.packed import Weights, check_weights, pack
@@ -26,6 +27,8 @@ def open_for_generation(
     place = devices.choose_device(device)
     check_weights(weights, place)
     torch.set_num_threads(int(devices.choose_threads(None).value))
+    if place.type == "cpu":
+        keep_freed_memory()  # choosing a token takes large tensors, the same ones at every step
     opened = open_model(path, device, kernels or ("auto" if place.type == "cuda" else "torch"))
     before = _score(opened) if weights != "float32" else None
     pack(opened.model, weights)

@@ -97,6 +97,13 @@ def test_right_guesses_save_passes() -> None:
     assert guessed.passes < plain.passes == 13
 
 
+@pytest.mark.parametrize("n_tokens", range(8, 14))
+def test_every_right_guess_is_a_pass_saved_also_where_the_text_ends_by_length(n_tokens: int) -> None:
+    request = Request([1, 2, 3], n_tokens, Sampling(temperature=0, repetition_penalty=0.01))
+    (stream,) = run(Engine(MODEL, n_draft=4), [request])
+    assert stream.n_new == stream.passes + stream.right_guesses == n_tokens
+
+
 def test_different_settings_share_a_batch() -> None:
     requests = [Request([1, 2, 3], 20, sampling, seed=1) for sampling in SAMPLINGS]
     for stream in run(Engine(MODEL, 4), requests):

@@ -8,8 +8,8 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from smallgpt.infrastructure.allocator import keep_freed_memory
-choice = keep_freed_memory() if {keep} else None
+from smallgpt.infrastructure.allocator import freed_memory_kept
+choice = freed_memory_kept() if {keep} else None
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
