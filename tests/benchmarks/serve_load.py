@@ -1,6 +1,8 @@
 """The server under load, next to the engine that it stands on. Prints a JSON list; --out writes it with where it comes from.
 
-overhead: time per token of 8 streams through the server, over that of the engine alone with 8 streams.
+overhead: time per token of 8 streams through the server, over that of the engine alone with 8 streams; and what of the
+  processors' time a step costs: the server's event loop, its other threads (the model, waiting for each other included),
+  and the clients.
 clients: what 200 clients at once are answered.
 memory: resident memory of the server's process over many requests.
 
@@ -10,6 +12,7 @@ The server is a process of its own, as in use; the clients are this one.
 import argparse
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -97,21 +100,34 @@ print(json.dumps(times[1:]))
     return found
 
 
+def processor_seconds(stat: str) -> float:
+    """What a process or thread has used, by its /proc/.../stat."""
+    fields = Path(stat).read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def overhead(run: str) -> dict[str, Any]:
     """Milliseconds a token of one stream by the engine and by the server, and what the server adds; in turns."""
     engine: list[float] = []
     server: list[float] = []
-    with served(run, "--streams", str(N_STREAMS)) as (url, _):
+    with served(run, "--streams", str(N_STREAMS)) as (url, pid):
         asyncio.run(seconds_of_streams(url))
+        stats = [f"/proc/{pid}/task/{pid}/stat", f"/proc/{pid}/stat", f"/proc/{os.getpid()}/stat"]
+        before = [processor_seconds(stat) for stat in stats]
         for _ in range(TURNS):
             engine += seconds_of_engine(run)  # meanwhile the server waits
             server += [asyncio.run(seconds_of_streams(url)) for _ in range(ROUNDS)]
+        used = [processor_seconds(stat) - start for stat, start in zip(stats, before, strict=True)]
     a, b = (1000 * median(times) / NEW_TOKENS for times in (engine, server))
+    loop, all_threads, own = (1000 * seconds / (TURNS * ROUNDS * NEW_TOKENS) for seconds in used)
     return {
         "measured": f"time per token of {N_STREAMS} streams",
         "engine_ms": round(a, 3),
         "server_ms": round(b, 3),
         "added": f"{b / a - 1:.1%}",
+        "event_loop_cpu_ms": round(loop, 2),
+        "other_threads_cpu_ms": round(all_threads - loop, 2),
+        "clients_cpu_ms": round(own, 2),
     }
 
 
