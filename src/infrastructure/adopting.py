@@ -7,13 +7,14 @@ from typing import Literal
 
 import numpy as np
 
-from smallgpt.domain.errors import ConfigError, DataError
+from smallgpt.domain.errors import DataError
 from smallgpt.infrastructure.data_folder import check_target, count_baselines, data_folder, describe
 from smallgpt.infrastructure.files import sha256
+from smallgpt.infrastructure.formats.character_tables import META, read_characters
 from smallgpt.infrastructure.manifest import FILE_NAME, Manifest, SplitFacts, TokenFile
 from smallgpt.infrastructure.progress import Progress
-from smallgpt.infrastructure.tokenizers import GPT2_IDS, Tokenizer, load_tokenizer
-from smallgpt.infrastructure.tokenizing.choosing import TokenizerChoice
+from smallgpt.infrastructure.tokenizers import GPT2_IDS, AnyTokenizer, load_tokenizer
+from smallgpt.infrastructure.tokenizing.naming import named_tokenizer
 from smallgpt.infrastructure.tokens import Ids, Places, highest_id, mapped
 
 MOST_IDS = 2**22  # no vocabulary is larger
@@ -31,8 +32,8 @@ def adopt_bins(
 ) -> Manifest:
     """Adopt the token files `train.bin` and `val.bin` or `validation.bin` of nanoGPT or the seed, as links or copies.
 
-    tokenizer is as in `prepare_text` (but not bpe), none, or auto: a tokenizer.json beside the files, else none when
-    a `meta.pkl` says that the ids are characters, else gpt2 when every id fits it, else none.
+    tokenizer is as in `naming.named_tokenizer`, or auto: a tokenizer.json beside the files, else the characters of a
+    meta.pkl beside them, else gpt2 when every id fits it, else none.
     """
     check_target(out, overwrite)
     sources: dict[Literal["train", "validation"], Path] = {
@@ -104,18 +105,18 @@ def _are_halves(ids: Ids) -> bool:
     return bool((high == 0).mean() > 0.5 and (low == 0).mean() < 0.5)
 
 
-def _adopted_tokenizer(choice: str, folder: Path, highest: int) -> Tokenizer | None:
+def _adopted_tokenizer(choice: str, folder: Path, highest: int) -> AnyTokenizer | None:
     if choice == "auto":
         if (folder / "tokenizer.json").exists():
             return load_tokenizer(folder / "tokenizer.json")
-        choice = "none" if (folder / "meta.pkl").exists() or highest >= GPT2_IDS else "gpt2"
-    if choice == "bpe":
-        raise ConfigError("an own BPE cannot be trained on token files; name gpt2, bytes, none or a tokenizer.json")
-    return None if choice == "none" else TokenizerChoice(choice).make(())
+        if (folder / META).exists():
+            return read_characters(folder / META)
+        choice = "none" if highest >= GPT2_IDS else "gpt2"
+    return named_tokenizer(choice)
 
 
 def _adopted_facts(
-    draft: Path, split: Literal["train", "validation"], tokens: Ids, tokenizer: Tokenizer | None, digest: str
+    draft: Path, split: Literal["train", "validation"], tokens: Ids, tokenizer: AnyTokenizer | None, digest: str
 ) -> SplitFacts:
     """What a token file tells: with a tokenizer its text bytes, and with end-of-text its documents too.
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from smallgpt.domain.errors import ConfigError
 from smallgpt.infrastructure.corpora.parts import Part
 from smallgpt.infrastructure.progress import Progress
+from smallgpt.infrastructure.surrogates import well_formed
 from smallgpt.infrastructure.tokenizer_files import as_bytes
-from smallgpt.infrastructure.tokenizers import END_OF_TEXT, LONGEST_PIECE, Tokenizer, pieces, well_formed
+from smallgpt.infrastructure.tokenizers import END_OF_TEXT, LONGEST_PIECE, Tokenizer, pieces
 
 TRAINING_CHARACTERS = 100_000_000
 """Text a BPE is trained on at most; more changes the merges little and costs memory."""

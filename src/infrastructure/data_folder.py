@@ -14,7 +14,7 @@ from smallgpt.infrastructure.files import folder_written_whole
 from smallgpt.infrastructure.manifest import FILE_NAME, SplitFacts, TokenizerFacts
 from smallgpt.infrastructure.ngrams import ngram_baselines
 from smallgpt.infrastructure.progress import Progress
-from smallgpt.infrastructure.tokenizers import Tokenizer
+from smallgpt.infrastructure.tokenizers import AnyTokenizer
 
 SMALLEST_TEXT = 100
 """Bytes; less cannot be split and learned from."""
@@ -49,7 +49,7 @@ def smallest_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
     return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
-def describe(tokenizer: Tokenizer) -> TokenizerFacts:
+def describe(tokenizer: AnyTokenizer) -> TokenizerFacts:
     """A tokenizer as the manifest shows it."""
     return TokenizerFacts(
         kind=tokenizer.name,

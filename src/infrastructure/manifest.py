@@ -64,7 +64,7 @@ def digest_of(files: Sequence[TokenFile]) -> str:
 class TokenizerFacts(_Facts):
     """Which tokenizer made the tokens; `tokenizer.json` holds it."""
 
-    kind: Literal["gpt2", "bpe", "bytes"]
+    kind: Literal["gpt2", "bpe", "bytes", "characters"]
     fingerprint: str
     end_of_text: int | None
     vocab_size: Annotated[int, Field(ge=1)]

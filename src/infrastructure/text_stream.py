@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from smallgpt.infrastructure.tokenizers import StreamDecoder, Tokenizer
+from smallgpt.infrastructure.tokenizers import AnyTokenizer, StreamDecoder
 
 
 class TextStream:
@@ -11,7 +11,7 @@ class TextStream:
     Held back are the bytes of an unfinished character and what may be the beginning of a stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: AnyTokenizer, stops: Sequence[str] = ()) -> None:
         """`stops` are not empty. The text ends before the one that is complete first, of several the longest."""
         self._decoder, self._stops = StreamDecoder(tokenizer), tuple(stops)
         self._held = ""

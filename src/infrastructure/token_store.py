@@ -9,7 +9,7 @@ import numpy as np
 
 from smallgpt.domain.errors import ConfigError, DataError
 from smallgpt.infrastructure.manifest import Manifest, SplitFacts, digest_of, read_manifest
-from smallgpt.infrastructure.tokenizers import Tokenizer, load_tokenizer
+from smallgpt.infrastructure.tokenizers import AnyTokenizer, load_tokenizer
 from smallgpt.infrastructure.tokens import Places, TokenPart, Tokens, file_part
 
 SPLITS = ("train", "validation")
@@ -119,7 +119,7 @@ class TokenStore:
         return facts[0].sha256 if len(facts) == 1 else digest_of([file for each in facts for file in each.files])
 
     @cached_property
-    def tokenizer(self) -> Tokenizer | None:
+    def tokenizer(self) -> AnyTokenizer | None:
         """The tokenizer that made the tokens, read once. Raises DataError when `tokenizer.json` is another one."""
         facts, path = self.manifest.tokenizer, self.tokenizer_file
         if facts is None or path is None:

@@ -5,14 +5,16 @@ token has one merge and ids grow in the order of merges: true of GPT-2's file an
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from smallgpt.domain.errors import DataError
 
 _REMEDY = "; give a tokenizer.json that `smallgpt prepare` wrote, or --tokenizer gpt2, bpe or bytes"
+
+Made = TypeVar("Made")
 
 
 class Rules(NamedTuple):
@@ -26,14 +28,14 @@ class Rules(NamedTuple):
     """The id of every special token, which no text gives."""
 
 
-def read_rules(path: Path) -> Rules:
-    """Read a `tokenizer.json` of the GPT-2 kind. Raises DataError for a missing, broken or other kind of file."""
+def read_file(path: Path, make: Callable[[dict[str, Any]], Made]) -> Made:
+    """Make something of a `tokenizer.json`. Raises DataError for a missing or broken file, and for what `make` refuses."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: the tokenizer cannot be read ({error.strerror}){_REMEDY}") from error
     try:
-        return _rules_of(_document(content))
+        return make(_document(content))
     except ValueError as error:
         raise DataError(f"{path}: not a tokenizer that fits: {error}{_REMEDY}") from error
     except (LookupError, TypeError, AttributeError) as error:
@@ -41,9 +43,28 @@ def read_rules(path: Path) -> Rules:
         raise DataError(f"{path}: not a tokenizer.json of this format: {what}{_REMEDY}") from error
 
 
+def read_gpt2_pair(vocabulary: Path, merges: Path) -> Rules:
+    """Read a `vocab.json` and `merges.txt`, as GPT-2's were before `tokenizer.json`. Raises DataError.
+
+    A token that is no byte and that no merge makes is a special one.
+    """
+    try:
+        ids, lines = _document(vocabulary.read_bytes()), merges.read_text(encoding="utf-8").split("\n")
+        pairs = [line for line in lines if line and not line.startswith("#version")]
+        made = {*_CHARACTER_OF.values(), *(pair.replace(" ", "") for pair in pairs)}
+        added = [{"content": name, "id": number, "special": True} for name, number in ids.items() if name not in made]
+        model = {"type": "BPE", "vocab": ids, "merges": pairs}
+        splitting = {"type": "ByteLevel", "add_prefix_space": False}
+        return rules_of({"model": model, "pre_tokenizer": splitting, "added_tokens": added})
+    except OSError as error:
+        raise DataError(f"{vocabulary}: the tokenizer cannot be read ({error.strerror}){_REMEDY}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{vocabulary} and {merges.name}: not a tokenizer that fits: {error}{_REMEDY}") from error
+
+
 def write_rules(path: Path, rules: Rules) -> None:
     """Write a `tokenizer.json` that `tokenizers.Tokenizer.from_file` reads and encodes the same with."""
-    name_of = dict(zip(rules.vocabulary, _as_characters(rules.vocabulary), strict=True))
+    name_of = dict(zip(rules.vocabulary, as_characters(rules.vocabulary), strict=True))
     vocabulary = {name_of[token]: number for token, number in rules.vocabulary.items()} | rules.specials
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -100,7 +121,7 @@ def _document(content: bytes) -> dict[str, Any]:
     return document
 
 
-def _rules_of(document: dict[str, Any]) -> Rules:
+def rules_of(document: dict[str, Any]) -> Rules:
     """The tokenizer that a parsed tokenizer.json describes; ValueError says what is not supported."""
     _check_kind(document)
     model = document["model"]
@@ -118,10 +139,19 @@ def _rules_of(document: dict[str, Any]) -> Rules:
     return Rules(vocabulary, merges, specials)
 
 
+def checked(rules: Rules) -> Rules:
+    """The rules. Raises ValueError where tiktoken and Hugging Face's `tokenizers` would not both follow them."""
+    vocabulary, merges, specials = rules
+    _check_ids([*vocabulary.values(), *specials.values()])
+    _check_merges(vocabulary, merges)
+    return rules
+
+
 def _check_kind(document: dict[str, Any]) -> None:
     model, splitting = document["model"], document["pre_tokenizer"]
-    if model["type"] != "BPE":
-        raise ValueError(f"its model is {model['type']}, not a byte-level BPE like GPT-2's")
+    kind = model["type"] if "type" in model or "merges" not in model else "BPE"  # older files leave it out
+    if kind != "BPE":
+        raise ValueError(f"its model is {kind}, not a byte-level BPE like GPT-2's")
     if model.get("byte_fallback"):
         raise ValueError("a BPE over characters with byte fallback, as Llama 2 has, not a byte-level one like GPT-2's")
     if splitting is None or splitting["type"] != "ByteLevel" or not splitting.get("use_regex", True):
@@ -182,7 +212,7 @@ _CHARACTER_OF = _byte_characters()
 _BYTE_OF = _Bytes({ord(character): byte for byte, character in _CHARACTER_OF.items()})
 
 
-def _as_characters(tokens: Collection[bytes]) -> list[str]:
+def as_characters(tokens: Collection[bytes]) -> list[str]:
     """Tokens as a tokenizer.json spells them. All at once: 50,000 calls for one each would take longer than the rest."""
     spelled = b"".join(tokens).decode("latin-1").translate(_CHARACTER_OF)
     return [spelled[place] for place in _places(tokens)]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,10 @@ import tiktoken
 from tiktoken.load import read_file_cached
 
 from smallgpt.domain.errors import DataError
+from smallgpt.infrastructure.character_tokenizer import MODEL, CharacterTokenizer, characters_of
 from smallgpt.infrastructure.gpt2_files import ADDRESS, MERGES, provide_gpt2_files
-from smallgpt.infrastructure.tokenizer_files import Rules, gpt2_rules, read_rules, write_rules
+from smallgpt.infrastructure.surrogates import well_formed
+from smallgpt.infrastructure.tokenizer_files import Rules, gpt2_rules, read_file, rules_of, write_rules
 
 END_OF_TEXT = "<|endoftext|>"
 # How GPT-2 splits text before merging (its release's encoder.py). Part of every fingerprint, so left as it is.
@@ -139,10 +141,14 @@ class Tokenizer:
         write_rules(path, self.rules)
 
 
+AnyTokenizer = Tokenizer | CharacterTokenizer
+"""Either kind: whoever takes one needs what both of them have."""
+
+
 class StreamDecoder:
     """Turns ids into text one at a time, holding back the bytes of an unfinished character."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: AnyTokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
@@ -173,18 +179,15 @@ def gpt2_tokenizer() -> Tokenizer:
     return Tokenizer(*gpt2_rules(merges, END_OF_TEXT))
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a `tokenizer.json` of the GPT-2 kind. Raises DataError for a missing, broken or other kind of file."""
-    return Tokenizer(*read_rules(path))
+def load_tokenizer(path: Path) -> AnyTokenizer:
+    """Read a `tokenizer.json` of the GPT-2 kind, or of characters. Raises DataError for a missing, broken or other one."""
+    return read_file(path, _of_document)
 
 
-def well_formed(text: str) -> str:
-    """text with surrogate pairs joined and lone surrogates, which UTF-8 cannot hold, replaced by U+FFFD."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
+def _of_document(document: dict[str, Any]) -> AnyTokenizer:
+    if document["model"].get("type") == MODEL:
+        return CharacterTokenizer(characters_of(document))
+    return Tokenizer(*rules_of(document))
 
 
 def pieces(text: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from smallgpt.application.streams import Request, Stream, Token
 from smallgpt.domain.errors import CheckpointError, ConfigError
 from smallgpt.domain.sampling import Sampling
 from smallgpt.infrastructure.text_stream import TextStream
-from smallgpt.infrastructure.tokenizers import Tokenizer
+from smallgpt.infrastructure.tokenizers import AnyTokenizer
 from smallgpt.interfaces.opening import OpenedModel
 
 AT_ONCE = 16
@@ -58,7 +58,7 @@ class Continuation:
     """Where tokens are guessed, how many were."""
     right_guesses: int = 0
 
-    def as_dict(self, tokenizer: Tokenizer) -> dict[str, Any]:
+    def as_dict(self, tokenizer: AnyTokenizer) -> dict[str, Any]:
         """For a program to read; `text` is prompt and continuation together."""
         facts = {
             "prompt": self.prompt,

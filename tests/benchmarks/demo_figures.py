@@ -17,13 +17,13 @@ from smallgpt.domain.sampling import Sampling
 from smallgpt.infrastructure.corpora.demo import parses
 from smallgpt.infrastructure.provenance import record
 from smallgpt.infrastructure.run_folder import RunFolder
-from smallgpt.infrastructure.tokenizers import Tokenizer
+from smallgpt.infrastructure.tokenizers import AnyTokenizer
 from smallgpt.interfaces.opening import open_model
 
 LONGEST = 300
 
 
-def tell(model: GPT, tokenizer: Tokenizer, stories: int, temperature: float) -> list[str]:
+def tell(model: GPT, tokenizer: AnyTokenizer, stories: int, temperature: float) -> list[str]:
     """Sampled stories, those that do not end within LONGEST tokens cut there."""
     assert tokenizer.end_of_text is not None
     start = torch.full((stories, 1), tokenizer.end_of_text)

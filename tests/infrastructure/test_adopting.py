@@ -70,8 +70,12 @@ def test_token_files_without_a_tokenizer(bins: Path, tmp_path: Path) -> None:
 
 def test_character_files_are_not_taken_for_gpt2(bins: Path, tmp_path: Path) -> None:
     (bins / "tokenizer.json").unlink()
-    (bins / "meta.pkl").write_bytes(b"never loaded")
-    assert adopt_bins(bins, tmp_path / "out").tokenizer is None
+    (bins / "meta.pkl").write_bytes(b"something else")
+    with pytest.raises(
+        DataError, match=r"meta\.pkl is no table of characters: .*\n.*--tokenizer names another .* or none"
+    ):
+        adopt_bins(bins, tmp_path / "out")
+    assert adopt_bins(bins, tmp_path / "out", tokenizer="none").tokenizer is None
 
 
 def test_gpt2_is_the_default_where_its_ids_fit(bins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

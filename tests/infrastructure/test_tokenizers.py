@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from smallgpt.domain.errors import DataError
 from smallgpt.infrastructure import tokenizers
+from smallgpt.infrastructure.surrogates import well_formed
 from smallgpt.infrastructure.tokenizers import (
     END_OF_TEXT,
     GPT2_FINGERPRINT,
@@ -19,7 +20,6 @@ from smallgpt.infrastructure.tokenizers import (
     StreamDecoder,
     Tokenizer,
     byte_tokenizer,
-    well_formed,
 )
 
 SHARED_CACHE = Path(__file__).parents[3] / "shared" / "tiktoken-cache"

@@ -9,7 +9,7 @@ from typing import Any
 
 from smallgpt.domain.errors import DataError
 from smallgpt.infrastructure.corpora.opening import listed, open_bytes, range_name, read_range, reading_text
-from smallgpt.infrastructure.tokenizers import well_formed
+from smallgpt.infrastructure.surrogates import well_formed
 
 LONGEST_LINE = 2**28
 """Characters: a longer line is hardly one document, and it would be in memory several times."""

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from smallgpt.domain.config import GPTConfig
-from smallgpt.domain.errors import CheckpointError
+from smallgpt.domain.errors import CheckpointError, ConfigError
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -31,3 +31,12 @@ def model_config(values: dict[str, Any], where: object) -> GPTConfig:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(f"{where} is no model of smallgpt: {field} {first['msg']}") from None
+
+
+def exact_gelu_only(config: GPTConfig, program: str) -> None:
+    """Raises ConfigError for a model of the approximate GELU, which a program does not know."""
+    if config.activation != "gelu":
+        raise ConfigError(
+            f"the model's activation is {config.activation}, and {program} computes the exact GELU alone; "
+            "export it to another format"
+        )

@@ -11,7 +11,7 @@ from smallgpt.infrastructure.corpora.parts import Corpus, Documents, Part
 from smallgpt.infrastructure.corpora.splitting import HeldOut
 from smallgpt.infrastructure.files import sha256
 from smallgpt.infrastructure.progress import Progress
-from smallgpt.infrastructure.tokenizers import Tokenizer, byte_tokenizer, gpt2_tokenizer, load_tokenizer
+from smallgpt.infrastructure.tokenizers import AnyTokenizer, byte_tokenizer, gpt2_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from smallgpt.domain.config import GPTConfig
@@ -45,7 +45,7 @@ class TokenizerChoice:
         elif self.kind.endswith(".json") and Path(self.kind).is_file():
             yield sha256(Path(self.kind))
 
-    def make(self, texts: Iterable[str], progress: Progress | None = None) -> Tokenizer:
+    def make(self, texts: Iterable[str], progress: Progress | None = None) -> AnyTokenizer:
         """The tokenizer; texts are read, more than once, for an own BPE alone."""
         if self.specials and self.kind != "bpe":
             raise ConfigError(f"special tokens are given to an own BPE alone, not to {self.kind}; say --tokenizer bpe")
@@ -64,7 +64,7 @@ class TokenizerChoice:
             )
         return load_tokenizer(Path(self.kind))
 
-    def _trained(self, texts: Iterable[str], progress: Progress | None) -> Tokenizer:
+    def _trained(self, texts: Iterable[str], progress: Progress | None) -> AnyTokenizer:
         if self.vocab_size != "auto":
             return train_bpe(texts, self.vocab_size, progress, specials=self.specials)
         from smallgpt.domain.config import GPTConfig  # takes a fifth of a second

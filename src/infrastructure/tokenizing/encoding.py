@@ -11,7 +11,7 @@ import numpy as np
 
 from smallgpt.infrastructure.corpora.parts import Part
 from smallgpt.infrastructure.corpora.splitting import HeldOut
-from smallgpt.infrastructure.tokenizers import Tokenizer
+from smallgpt.infrastructure.tokenizers import AnyTokenizer
 from smallgpt.infrastructure.tokenizing.draft import Draft, PartFacts, StreamFacts
 
 Split = Literal["train", "validation"]
@@ -29,7 +29,7 @@ class Job:
 
     folder: Path
     """The draft's."""
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     dtype: Literal["uint16", "uint32"]
 
 

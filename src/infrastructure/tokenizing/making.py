@@ -23,7 +23,7 @@ from smallgpt.infrastructure.data_folder import (
 from smallgpt.infrastructure.files import take_place, write_atomically
 from smallgpt.infrastructure.manifest import Manifest, SplitFacts, TokenizerFacts
 from smallgpt.infrastructure.progress import Progress
-from smallgpt.infrastructure.tokenizers import Tokenizer, load_tokenizer
+from smallgpt.infrastructure.tokenizers import AnyTokenizer, load_tokenizer
 from smallgpt.infrastructure.tokenizing.choosing import TokenizerChoice, TrainingTexts
 from smallgpt.infrastructure.tokenizing.copies import find_copies, left_out
 from smallgpt.infrastructure.tokenizing.draft import DONE, REPLACED, Draft, PartFacts, discard, draft_of, forget_if_done
@@ -97,14 +97,14 @@ def _make(
 
 def _tokenizer(
     corpus: Corpus, held_out: HeldOut | None, choice: TokenizerChoice, draft: Draft, progress: Progress | None
-) -> Tokenizer:
+) -> AnyTokenizer:
     """The tokenizer; one that an earlier call has trained is taken from the draft."""
     if choice.kind == "bpe" and draft.tokenizer_file.exists():
         return load_tokenizer(draft.tokenizer_file)
     return choice.make(TrainingTexts(corpus.train, held_out), progress)
 
 
-def _kept(tokenizer: Tokenizer, draft: Draft) -> TokenizerFacts:
+def _kept(tokenizer: AnyTokenizer, draft: Draft) -> TokenizerFacts:
     """Write it into the draft."""
     if not draft.tokenizer_file.exists():
         unfinished = draft.folder / "tokenizer.growing"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from smallgpt.infrastructure.cleaning.documents import DocumentTokens, Piece
 from smallgpt.infrastructure.manifest import SplitFacts, TokenFile, digest_of
 from smallgpt.infrastructure.progress import Progress
-from smallgpt.infrastructure.tokenizers import Tokenizer
+from smallgpt.infrastructure.tokenizers import AnyTokenizer
 from smallgpt.infrastructure.tokenizing.draft import Draft, PartFacts, StreamFacts
 from smallgpt.infrastructure.tokenizing.encoding import Split
 
@@ -33,7 +33,7 @@ class Parts:
     facts: Sequence[PartFacts]
     split: Split
     dtype: Literal["uint16", "uint32"]
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
 
     def streams(self) -> list[tuple[str, StreamFacts]]:
         """Key and facts of each part that has documents of this split."""

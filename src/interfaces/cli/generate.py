@@ -18,7 +18,7 @@ from smallgpt.interfaces.cli.text_flags import EngineFlags, TextFlags, first_see
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from smallgpt.infrastructure.tokenizers import Tokenizer
+    from smallgpt.infrastructure.tokenizers import AnyTokenizer
     from smallgpt.interfaces.continuing import Continuation
 
 File = Annotated[Path | None, Parameter(allow_leading_hyphen=True)]
@@ -98,7 +98,7 @@ def generate(
 class _Page:
     """Prints texts one after the other: the first that has not ended as it comes, the next as soon as it is its turn."""
 
-    def __init__(self, texts: "Sequence[Continuation]", tokenizer: "Tokenizer") -> None:
+    def __init__(self, texts: "Sequence[Continuation]", tokenizer: "AnyTokenizer") -> None:
         self.texts, self.tokenizer = texts, tokenizer
         self.turn, self.is_open = 0, False
         self._open()
@@ -166,7 +166,7 @@ def _guesses(texts: "Sequence[Continuation]") -> str:
     return f"lookup  {accepted}: {right / max(1, tokens):.0%} of {tokens:,} tokens"
 
 
-def _table(text: "Continuation", tokenizer: "Tokenizer") -> "Table":
+def _table(text: "Continuation", tokenizer: "AnyTokenizer") -> "Table":
     """Each token with its log-probability and share, and the likeliest at its place."""
     from math import exp
 

@@ -148,7 +148,7 @@ def bins(
 
     Args:
         folder: Folder with the token files.
-        tokenizer: gpt2, bytes, a tokenizer.json, none, or auto: what the files suggest.
+        tokenizer: gpt2, bytes, a tokenizer.json, nanoGPT's meta.pkl, none, or auto: what the files suggest.
         dtype: How an id is stored, little-endian.
     """
     from smallgpt.infrastructure.adopting import adopt_bins

@@ -19,7 +19,7 @@ from time import time
 from typing import Any
 
 from smallgpt.application.streams import Token
-from smallgpt.infrastructure.tokenizers import StreamDecoder, Tokenizer
+from smallgpt.infrastructure.tokenizers import AnyTokenizer, StreamDecoder
 from smallgpt.interfaces.http.tickets import Finish, Piece
 
 DONE = b"data: [DONE]\n\n"
@@ -49,7 +49,7 @@ class Answer:
     kind = chunk_kind = prefix = ""
 
     def __init__(
-        self, model: str, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], echoes: Sequence[str]
+        self, model: str, tokenizer: AnyTokenizer, prompts: Sequence[Sequence[int]], echoes: Sequence[str]
     ) -> None:
         """prompts are the token ids of each choice, echoes the text that each begins with."""
         self.id, self.created, self.model = f"{self.prefix}-{token_hex(12)}", int(time()), model

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from secrets import randbelow
 
 from smallgpt.application.streams import Request
+from smallgpt.domain.errors import DataError
 from smallgpt.domain.sampling import Sampling
-from smallgpt.infrastructure.tokenizers import Tokenizer
+from smallgpt.infrastructure.tokenizers import AnyTokenizer
 from smallgpt.interfaces.http.bodies import ChatBody, CompletionBody
 from smallgpt.interfaces.http.errors import ApiError
 from smallgpt.interfaces.http.limits import DEFAULT_TOKENS, ENTRIES, PROMPT_BLOCKS, SEQUENCES, Limits
@@ -20,7 +21,7 @@ class Served:
     """The model that a server offers."""
 
     name: str
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     block_size: int
 
 
@@ -75,7 +76,7 @@ def _prompts(body: CompletionBody) -> list[str] | list[list[int]]:
 
 
 def _ids(prompt: str | list[int], served: Served) -> list[int]:
-    ids = served.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    ids = _encoded(prompt, served) if isinstance(prompt, str) else prompt
     vocab_size, longest = served.tokenizer.vocab_size, PROMPT_BLOCKS * served.block_size
     if not ids:
         if served.tokenizer.end_of_text is None:
@@ -88,6 +89,13 @@ def _ids(prompt: str | list[int], served: Served) -> list[int]:
         words = f"the prompt has {len(ids)} tokens; at most {longest}, of which the last {served.block_size} are read"
         raise ApiError(400, words, param="prompt", code="context_length_exceeded")
     return ids
+
+
+def _encoded(prompt: str, served: Served) -> list[int]:
+    try:
+        return served.tokenizer.encode(prompt)
+    except DataError as error:
+        raise ApiError(400, str(error), param="prompt") from None
 
 
 def _requests(

@@ -8,7 +8,7 @@ from typing import Literal
 
 from smallgpt.application.streams import Request, Token
 from smallgpt.infrastructure.text_stream import TextStream
-from smallgpt.infrastructure.tokenizers import Tokenizer
+from smallgpt.infrastructure.tokenizers import AnyTokenizer
 from smallgpt.interfaces.http.errors import ApiError
 
 Finish = Literal["stop", "length"]
@@ -30,7 +30,7 @@ class Piece:
 class Ticket:
     """A client's request: some sequences, and the queue through which their pieces come."""
 
-    def __init__(self, client: str, requests: Sequence[Request], stops: Sequence[str], tokenizer: Tokenizer) -> None:
+    def __init__(self, client: str, requests: Sequence[Request], stops: Sequence[str], tokenizer: AnyTokenizer) -> None:
         self.client = client
         self.events: asyncio.Queue[Piece | ApiError] = asyncio.Queue()
         self.is_dropped = False
