@@ -1,8 +1,13 @@
-"""Is it the same model? Logits on fixed and random inputs, and a greedy continuation, of two ways to compute it."""
+"""Is it the same model? Logits on fixed and random inputs, and a greedy continuation, of two ways to compute it.
+
+Two right programs round differently: in float32 by about a millionth of the largest logit, so that 1e-4 is little where
+logits are beyond 100, as OpenAI's GPT-2 has them. Such models are compared in float64 too, where the same bounds are far
+above any rounding (tests/interfaces/test_converting.py has one).
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +33,8 @@ class Parity:
     greedy_equal: int
     """Tokens of the two greedy continuations that are equal, counted up to the first that is not."""
     greedy_tokens: int = GREEDY_TOKENS
+    dtype: Literal["float32", "float64"] = "float32"
+    """In which both were computed."""
 
     @property
     def relative(self) -> float:
@@ -44,6 +51,7 @@ class Parity:
         """For a program to read."""
         return {
             "passed": self.passed,
+            "dtype": self.dtype,
             "positions": self.positions,
             "max_difference": self.max_difference,
             "relative_difference": self.relative,
@@ -53,8 +61,10 @@ class Parity:
         }
 
 
-def compare(ours: Logits, theirs: Logits, config: GPTConfig) -> Parity:
-    """Compare two ways to compute a model of these sizes."""
+def compare(
+    ours: Logits, theirs: Logits, config: GPTConfig, dtype: Literal["float32", "float64"] = "float32"
+) -> Parity:
+    """Compare two ways to compute a model of these sizes, both in dtype."""
     positions, largest, difference = 0, 0.0, torch.zeros(())
     for idx in _inputs(config):
         expected, found = ours(idx), theirs(idx)
@@ -63,7 +73,7 @@ def compare(ours: Logits, theirs: Logits, config: GPTConfig) -> Parity:
         difference = torch.maximum(difference, (expected - found).abs().max())  # keeps nan, as max() does not
     pairs = zip(_greedy(ours, config), _greedy(theirs, config), strict=True)
     equal = next((number for number, (one, other) in enumerate(pairs) if one != other), GREEDY_TOKENS)
-    return Parity(positions, float(difference), largest, equal)
+    return Parity(positions, float(difference), largest, equal, dtype=dtype)
 
 
 def _inputs(config: GPTConfig) -> Iterator[Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from smallgpt.domain.errors import CheckpointError, ConfigError
 from smallgpt.domain.gpt import GPT
 from smallgpt.infrastructure.files import folder_written_whole, write_json
 from smallgpt.infrastructure.formats import own
-from smallgpt.infrastructure.formats.opening import FORMATS, format_of, read_foreign
+from smallgpt.infrastructure.formats.opening import FORMATS, LOSSLESS, format_of, read_foreign
 from smallgpt.infrastructure.formats.plain import Reader
 from smallgpt.infrastructure.formats.portable import PortableModel
 
@@ -29,11 +29,11 @@ class Conversion:
     reader: str
     """Who computed the other side of the proof."""
     parity: Parity
-    """The file as its reader computes it, beside smallgpt with the file's weights."""
+    """The file as its reader computes it, beside smallgpt with the file's weights and the reader's activation."""
     exact: bool
     """Are the weights and the model, read back, equal to the bit to what they were?"""
     change: Parity | None
-    """Where they are not: the model before beside the model after."""
+    """Where they are not, or the reader's activation is another: the model before beside the model that it computes."""
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -49,25 +49,29 @@ class Conversion:
         }
 
 
-def import_model(source: Path, out: Path, *, overwrite: bool = False) -> Conversion:
-    """Write a model of another tool as a folder of smallgpt's. Raises CheckpointError, also when it is not the same one."""
+def import_model(source: Path, out: Path, *, tokenizer: str | None = None, overwrite: bool = False) -> Conversion:
+    """Write a model of another tool as a folder of smallgpt's, with the tokenizer that is named, or else its own.
+
+    Raises CheckpointError, also when it is not the same model, and what `read_foreign` does.
+    """
     name = format_of(source)
-    before = read_foreign(source)
+    before = read_foreign(source, tokenizer)
     assert name is not None, "or it would not have been read"
     reader = FORMATS[name].reader(source)
-    with _draft(out, overwrite) as draft:
+    with drafted(out, overwrite) as draft:
         own.write(before, draft)
         after = _read_own(draft, before)
-        return _proved(before, after, reader, draft, out, name, before.notes)
+        return _proved(before, after, reader, draft, out, name, before.notes, lossless=True)
 
 
 def export_model(model: PortableModel, to: str, out: Path, *, overwrite: bool = False, **options: Any) -> Conversion:
     """Write a model in another tool's format. Raises CheckpointError, also when what was written is not the same one."""
     if to not in FORMATS:
         raise ConfigError(f"format is {to!r}; choose {', '.join(FORMATS)}")
-    with _draft(out, overwrite) as draft:
+    with drafted(out, overwrite) as draft:
         notes = FORMATS[to].write(model, draft, **options)
-        return _proved(model, FORMATS[to].read(draft), FORMATS[to].reader(draft), draft, out, to, notes)
+        after, reader = FORMATS[to].read(draft), FORMATS[to].reader(draft)
+        return _proved(model, after, reader, draft, out, to, notes, lossless=to in LOSSLESS)
 
 
 def _proved(
@@ -78,23 +82,48 @@ def _proved(
     out: Path,
     format: str,
     notes: tuple[str, ...],
+    *,
+    lossless: bool,
 ) -> Conversion:
     """Compare, keep the report beside the model, and refuse what is not the same."""
-    model = after.model()
     exact = _is_equal(before, after)
+    if lossless and not exact:
+        raise CheckpointError(
+            f"{out} was not written: what was written, read back, is another model. Please report this model's sizes."
+        )
+    there = _as_computed_by(reader, after)
     conversion = Conversion(
         out=out,
         format=format,
         reader=reader.words,
-        parity=compare(_logits(model), reader.logits, after.config),
+        parity=_compared(there, reader),
         exact=exact,
-        change=None if exact else compare(_logits(before.model()), _logits(model), after.config),
+        change=None if _is_equal(before, there) else _change(before, there),
         notes=notes,
     )
     if not conversion.parity.passed:
-        raise CheckpointError(f"{out} was not written: {_difference(conversion)}")
+        raise CheckpointError(f"{out} was not written: {difference(conversion)}")
     write_json(draft / REPORT, conversion.as_dict())
     return conversion
+
+
+def _as_computed_by(reader: Reader, model: PortableModel) -> PortableModel:
+    """The model with the activation that the reader has for all models, so that like is compared with like."""
+    if reader.activation is None:
+        return model
+    return replace(model, config=model.config.model_copy(update={"activation": reader.activation}))
+
+
+def _change(before: PortableModel, after: PortableModel) -> Parity:
+    return compare(logits_of(before.model()), logits_of(after.model()), after.config)
+
+
+def _compared(model: PortableModel, reader: Reader) -> Parity:
+    """In float32; where that does not do, and the reader can, in float64, which tells rounding from another model."""
+    single = compare(logits_of(model.model()), reader.logits, model.config)
+    if single.passed or reader.logits64 is None:
+        return single
+    return compare(logits_of(model.model().double()), reader.logits64, model.config, "float64")
 
 
 def _is_equal(before: PortableModel, after: PortableModel) -> bool:
@@ -103,7 +132,8 @@ def _is_equal(before: PortableModel, after: PortableModel) -> bool:
     return one == other and all(torch.equal(tensor, after.weights[name]) for name, tensor in before.weights.items())
 
 
-def _difference(conversion: Conversion) -> str:
+def difference(conversion: Conversion) -> str:
+    """Why a conversion is refused, in words."""
     found = conversion.parity
     return (
         f"logits of {conversion.reader} differ from smallgpt's by up to {found.max_difference:.2g} "
@@ -112,7 +142,8 @@ def _difference(conversion: Conversion) -> str:
     )
 
 
-def _logits(model: GPT) -> Logits:
+def logits_of(model: GPT) -> Logits:
+    """smallgpt's own way to compute a model."""
     return torch.inference_mode()(model.forward)
 
 
@@ -125,7 +156,7 @@ def _read_own(folder: Path, before: PortableModel) -> PortableModel:
 
 
 @contextmanager
-def _draft(out: Path, overwrite: bool) -> Iterator[Path]:
+def drafted(out: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to fill that becomes `out` at the end. Raises ConfigError when `out` is taken."""
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} is there already; choose another --out, or add --overwrite")

@@ -1,4 +1,4 @@
-"""As much of the Hugging Face hub as its own client asks for when it reads a dataset."""
+"""As much of the Hugging Face hub as its own client asks for when it reads a dataset or a model."""
 
 import hashlib
 import io
@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pyarrow
 import pyarrow.parquet
@@ -18,11 +19,13 @@ LARGE = 200
 
 
 class Hub(Loopback):
-    """One dataset, OWNER/NAME, with one commit on "main"."""
+    """One dataset or model, OWNER/NAME, with one commit on "main"."""
 
-    def __init__(self, name: str, files: Mapping[str, bytes]) -> None:
+    def __init__(self, name: str, files: Mapping[str, bytes], kind: Literal["datasets", "models"] = "datasets") -> None:
         super().__init__()
         self.name, self.files = name, dict(files)
+        self.api = f"/api/{kind}/{name}"
+        self.page = f"/{name}" if kind == "models" else f"/{kind}/{name}"
 
     @property
     def commit(self) -> str:
@@ -35,16 +38,16 @@ class Hub(Loopback):
         if path == "/":
             return Answer(body=b"a hub")
         for start, answer in (
-            (f"/api/datasets/{self.name}/tree/", self._tree),
-            (f"/api/datasets/{self.name}/revision/", self._info),
-            (f"/datasets/{self.name}/resolve/", self._file),
+            (f"{self.api}/tree/", self._tree),
+            (f"{self.api}/revision/", self._info),
+            (f"{self.page}/resolve/", self._file),
         ):
             if path.startswith(start):
                 revision, _, rest = path.removeprefix(start).partition("/")
                 if revision not in ("main", self.commit):
                     return error(404, "RevisionNotFound")
                 return answer(rest)
-        if path == f"/api/datasets/{self.name}":
+        if path == self.api:
             return self._info("")
         return error(404, "RepoNotFound")
 

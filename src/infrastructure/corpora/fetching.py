@@ -1,4 +1,4 @@
-"""A hub dataset's files: which there are at a commit, and each of them fetched into the cache and checked."""
+"""A hub repository's files: which there are at a commit, and each of them fetched into the cache and checked."""
 
 import hashlib
 import time
@@ -9,16 +9,16 @@ from pathlib import Path, PurePosixPath
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
-from smallgpt.domain.errors import DataError
 from smallgpt.infrastructure.corpora.hub_client import strict_client
-from smallgpt.infrastructure.corpora.hub_errors import ELSEWHERE, WrongContentError, clear_errors, disk_errors
+from smallgpt.infrastructure.corpora.hub_errors import WrongContentError, clear_errors, disk_errors
+from smallgpt.infrastructure.corpora.hub_kinds import DATASET, Kind
 from smallgpt.infrastructure.files import sha256
 from smallgpt.infrastructure.retrying import TransientError, is_html, retried
 
 if TYPE_CHECKING:
     from smallgpt.infrastructure.progress import Progress
 
-CARDS = ("README.md", ".huggingface.yaml")
+CARDS = DATASET.asked_first
 """What tells which data files belong to which split."""
 AT_ONCE = 4
 """Files that are fetched at the same time."""
@@ -30,7 +30,7 @@ class UnreachableError(Exception):
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a dataset at a commit."""
+    """A file of a repository at a commit."""
 
     path: str
     size: int
@@ -38,11 +38,12 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """All files of a dataset at a commit."""
+    """All files of a repository at a commit."""
 
     name: str
     commit: str
     files: tuple[HubFile, ...]
+    kind: Kind = DATASET
 
 
 def hub_answers(seconds: float = 5.0) -> bool:
@@ -58,12 +59,15 @@ def hub_answers(seconds: float = 5.0) -> bool:
     return True
 
 
-def fetch_listing(name: str, revision: str | None, progress: "Progress | None") -> Listing:
-    """What the hub lists for a revision (None: main), with its cards in the cache. Raises UnreachableError, or DataError."""
+def fetch_listing(name: str, revision: str | None, progress: "Progress | None", kind: Kind = DATASET) -> Listing:
+    """What the hub lists for a revision (None: main), with what is asked first in the cache.
+
+    Raises UnreachableError, or kind.error.
+    """
 
     def ask() -> Listing:
-        with clear_errors(name, revision), disk_errors(name):
-            return _listing(name, revision)
+        with clear_errors(name, revision, kind), disk_errors(name, kind):
+            return _listing(name, revision, kind)
 
     with strict_client():
         try:
@@ -72,34 +76,34 @@ def fetch_listing(name: str, revision: str | None, progress: "Progress | None") 
             raise _given_up(error) from error
 
 
-def cached_listing(name: str, revision: str | None) -> Listing | None:
+def cached_listing(name: str, revision: str | None, kind: Kind = DATASET) -> Listing | None:
     """What the hub listed the last time that it was asked for this revision."""
     from huggingface_hub import errors
 
     try:
-        return _listing(name, revision, local_files_only=True)
+        return _listing(name, revision, kind, local_files_only=True)
     except (errors.LocalEntryNotFoundError, errors.HFValidationError, errors.CachedRepoTreeNotFoundError):
         return None
 
 
-def _listing(name: str, revision: str | None, local_files_only: bool = False) -> Listing:
+def _listing(name: str, revision: str | None, kind: Kind, local_files_only: bool = False) -> Listing:
     """By the hub's client, which keeps what a commit has beside the files."""
     from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
 
     folder = snapshot_download(
         name,
-        repo_type="dataset",
+        repo_type=kind.word,
         revision=revision,
         endpoint=constants.ENDPOINT,
         cache_dir=constants.HF_HUB_CACHE,
-        allow_patterns=list(CARDS),
+        allow_patterns=list(kind.asked_first),
         local_files_only=local_files_only,
         tqdm_class=_counter(lambda _: None),
     )
     commit = Path(folder).name
-    tree = get_cached_repo_tree(name, repo_type="dataset", revision=commit, cache_dir=constants.HF_HUB_CACHE)
+    tree = get_cached_repo_tree(name, repo_type=kind.word, revision=commit, cache_dir=constants.HF_HUB_CACHE)
     files = tuple(HubFile(each.path, each.size) for each in tree if _stays_inside(each.path))
-    return Listing(name, commit, files)
+    return Listing(name, commit, files, kind)
 
 
 def cached(listing: Listing, file: HubFile) -> Path | None:
@@ -107,14 +111,14 @@ def cached(listing: Listing, file: HubFile) -> Path | None:
     from huggingface_hub import constants, try_to_load_from_cache
 
     found = try_to_load_from_cache(
-        listing.name, file.path, cache_dir=constants.HF_HUB_CACHE, revision=listing.commit, repo_type="dataset"
+        listing.name, file.path, cache_dir=constants.HF_HUB_CACHE, revision=listing.commit, repo_type=listing.kind.word
     )
     path = Path(found) if isinstance(found, str) else None
     return path if path and path.stat().st_size == file.size else None
 
 
 def fetch_files(listing: Listing, files: Sequence[HubFile], progress: "Progress | None" = None) -> list[Path]:
-    """The files in the hub's cache, in order, several at a time. Raises UnreachableError, or DataError."""
+    """The files in the hub's cache, in order, several at a time. Raises UnreachableError, or the kind's error."""
     stop, lock = Event(), Lock()
     total, here, fetched = sum(file.size for file in files), dict.fromkeys(files, 0), 0
 
@@ -149,7 +153,7 @@ def fetch_files(listing: Listing, files: Sequence[HubFile], progress: "Progress 
 
 
 def fetch_to(folder: Path, listing: Listing, file: HubFile) -> Path:
-    """One file in a folder of the caller's, apart from the cache. Raises UnreachableError, or DataError."""
+    """One file in a folder of the caller's, apart from the cache. Raises UnreachableError, or the kind's error."""
     with strict_client():
         return _fetched(listing, file, folder, None, lambda _: None, time.sleep)
 
@@ -168,11 +172,11 @@ def _fetched(
     where = f"{listing.name}, {file.path}"
 
     def fetch() -> Path:
-        with clear_errors(where, listing.commit), disk_errors(where):
+        with clear_errors(where, listing.commit, listing.kind), disk_errors(where, listing.kind):
             path = hf_hub_download(
                 listing.name,
                 file.path,
-                repo_type="dataset",
+                repo_type=listing.kind.word,
                 revision=listing.commit,
                 endpoint=constants.ENDPOINT,
                 cache_dir=folder or constants.HF_HUB_CACHE,
@@ -183,9 +187,9 @@ def _fetched(
     try:
         return retried(fetch, "the hub", say, sleep)
     except WrongContentError as error:
-        raise DataError(
+        raise listing.kind.error(
             f"{where}: {error}, again and again; a proxy, a sign-in page or a mirror changes it: try another network, "
-            f"or another mirror in HF_ENDPOINT; {ELSEWHERE}"
+            f"or another mirror in HF_ENDPOINT; {listing.kind.elsewhere}"
         ) from error
     except TransientError as error:
         raise _given_up(error, f" for {file.path}") from error

@@ -91,7 +91,7 @@ class RowsPart:
         """See Part."""
         import datasets
 
-        from smallgpt.infrastructure.tokenizers import well_formed
+        from smallgpt.infrastructure.surrogates import well_formed
 
         try:
             with quiet_datasets():

@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from smallgpt.domain.errors import DataError
+from smallgpt.domain.errors import SmallGPTError
 from smallgpt.infrastructure.corpora.hub_client import StoppedError
+from smallgpt.infrastructure.corpora.hub_kinds import Kind
 from smallgpt.infrastructure.retrying import TransientError, reason_of
 
-ELSEWHERE = "without it use `smallgpt prepare text FILES` or `smallgpt prepare demo`"
 _TOKEN = "set HF_TOKEN to a token that may read it (huggingface.co/settings/tokens)"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -19,49 +19,51 @@ class WrongContentError(TransientError):
 
 
 @contextmanager
-def clear_errors(where: str, revision: str | None) -> Iterator[None]:
-    """The client's errors as DataError where one answer is enough, as TransientError where it is not.
+def clear_errors(where: str, revision: str | None, kind: Kind) -> Iterator[None]:
+    """The client's errors as kind.error where one answer is enough, as TransientError where it is not.
 
-    where is the dataset's name, or that, a comma and a file.
+    where is the repository's name, or that, a comma and a file.
     """
     try:
         yield
-    except (TransientError, StoppedError, DataError):
+    except (TransientError, StoppedError, SmallGPTError):
         raise
     except Exception as error:
-        cleared = _clear(error, where, revision)
+        cleared = _clear(error, where, revision, kind)
         if cleared is None:
             raise
         raise cleared from error
 
 
-def _clear(error: Exception, where: str, revision: str | None) -> Exception | None:
+def _clear(error: Exception, where: str, revision: str | None, kind: Kind) -> Exception | None:
     """What to raise instead; None for what has nothing to do with the hub."""
     from huggingface_hub import constants, errors
 
-    endpoint = constants.ENDPOINT
+    endpoint, elsewhere = constants.ENDPOINT, kind.elsewhere
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
         error = error.__cause__  # the client looked into the cache, too
     match error:
         case errors.GatedRepoError():
-            page = f"{endpoint}/datasets/{where.partition(',')[0]}"
-            return DataError(f"{where}: gated; accept its terms at {page} and {_TOKEN}; {ELSEWHERE}")
+            page = f"{endpoint}/{kind.pages}{where.partition(',')[0]}"
+            return kind.error(f"{where}: gated; accept its terms at {page} and {_TOKEN}; {elsewhere}")
         case errors.RevisionNotFoundError():
-            return DataError(f"{where}: no revision {revision!r} on the hub; choose another --revision")
+            return kind.error(f"{where}: no revision {revision!r} on the hub; choose another --revision")
         case errors.RepositoryNotFoundError():
-            missing = f"no such dataset on the hub ({endpoint}), or a private one"
-            return DataError(f"{where}: {missing}: check the name, or {_TOKEN}; {ELSEWHERE}")
+            missing = f"no such {kind.word} on the hub ({endpoint}), or a private one"
+            return kind.error(f"{where}: {missing}: check the name, or {_TOKEN}; {elsewhere}")
         case errors.RemoteEntryNotFoundError():
-            return DataError(f"{where}: listed, but not there (404); choose another mirror in HF_ENDPOINT; {ELSEWHERE}")
+            return kind.error(
+                f"{where}: listed, but not there (404); choose another mirror in HF_ENDPOINT; {elsewhere}"
+            )
         case errors.HfHubHTTPError():
             status = error.response.status_code
             if status in (401, 403):
-                return DataError(f"{where}: access denied ({status}); {_TOKEN}; {ELSEWHERE}")
-            return DataError(f"{where}: the hub ({endpoint}) answers {status}; {ELSEWHERE}")
+                return kind.error(f"{where}: access denied ({status}); {_TOKEN}; {elsewhere}")
+            return kind.error(f"{where}: the hub ({endpoint}) answers {status}; {elsewhere}")
         case errors.HFValidationError():
-            return DataError(f"{where}: not a dataset's name ({reason_of(error)}); it is OWNER/NAME, or a folder")
+            return kind.error(f"{where}: not a {kind.word}'s name ({reason_of(error)}); it is OWNER/NAME, or a folder")
         case errors.CachedRepoTreeNotFoundError():
-            return DataError(f"{where}: the cache cannot be written ({constants.HF_HUB_CACHE}); move it with HF_HOME")
+            return kind.error(f"{where}: the cache cannot be written ({constants.HF_HUB_CACHE}); move it with HF_HOME")
         case errors.LocalEntryNotFoundError() | errors.FileMetadataError() | ValueError():
             return TransientError("this is not a hub's answer, but perhaps a proxy's or a sign-in page")
         case OSError(errno=None) if "Consistency check" in str(error):
@@ -73,8 +75,8 @@ def _clear(error: Exception, where: str, revision: str | None) -> Exception | No
 
 
 @contextmanager
-def disk_errors(where: str) -> Iterator[None]:
-    """The system's errors in writing the cache, as DataError."""
+def disk_errors(where: str, kind: Kind) -> Iterator[None]:
+    """The system's errors in writing the cache, as kind.error."""
     try:
         yield
     except OSError as error:
@@ -82,4 +84,4 @@ def disk_errors(where: str) -> Iterator[None]:
             raise
         reason = os.strerror(error.errno) + (f": {error.filename}" if error.filename else "")
         remedy = "free some space, or move it with HF_HOME" if error.errno in _FULL else "move it with HF_HOME"
-        raise DataError(f"{where}: the cache cannot be written ({reason}); {remedy}") from error
+        raise kind.error(f"{where}: the cache cannot be written ({reason}); {remedy}") from error

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from smallgpt.domain.config import GPTConfig
+from smallgpt.domain.config import Activation, GPTConfig
 
 Logits = Callable[[Tensor], Tensor]
 """(B, T) int64 -> (B, T, V) float32."""
@@ -24,6 +24,10 @@ class Reader(NamedTuple):
     words: str
     """Whose it is, for people."""
     logits: Logits
+    logits64: Logits | None = None
+    """The same in float64, from the same weights, where it can."""
+    activation: Activation | None = None
+    """What it computes between an MLP's layers, whatever the model says; None where that is the model's."""
 
 
 EPS = 1e-5
@@ -59,17 +63,28 @@ class Layout:
 
     def turned(self, ours: str, tensor: Tensor) -> Tensor:
         """A tensor from our way round to its, or back."""
-        return tensor.t().contiguous() if self.transposed and ".h." in ours and tensor.dim() == 2 else tensor
+        return tensor.t().contiguous() if self.turns(ours, tensor.dim()) else tensor
+
+    def turns(self, ours: str, dimensions: int) -> bool:
+        """Does it keep this parameter the other way round?"""
+        return self.transposed and ".h." in ours and dimensions == 2
+
+
+OURS = Layout({stem: stem for stem in STEMS})
 
 
 def reader(tensors: Mapping[str, Tensor], layout: Layout, config: GPTConfig) -> Reader:
     """The model that a format's tensors make, by its own names for them."""
+    single, double = (_formulas(tensors, layout, config, dtype) for dtype in (torch.float32, torch.float64))
+    return Reader("the formulas, from the file's own tensors", single, double)
 
+
+def _formulas(tensors: Mapping[str, Tensor], layout: Layout, config: GPTConfig, dtype: torch.dtype) -> Logits:
     def get(ours: str) -> Tensor:
         name = layout.theirs(ours)
         if name not in tensors and ours.endswith(".bias"):
-            return torch.zeros(())
-        return layout.turned(ours, tensors[name].float())
+            return torch.zeros((), dtype=dtype)
+        return layout.turned(ours, tensors[name].float().to(dtype))
 
     def linear(x: Tensor, name: str) -> Tensor:
         return torch.einsum("btc,vc->btv", x, get(f"{name}.weight")) + get(f"{name}.bias")
@@ -101,4 +116,4 @@ def reader(tensors: Mapping[str, Tensor], layout: Layout, config: GPTConfig) -> 
             x = x + linear(gelu(linear(norm(x, f"{block}.ln2"), f"{block}.mlp.c_fc")), f"{block}.mlp.c_proj")
         return torch.einsum("btc,vc->btv", norm(x, "transformer.ln_f"), wte)
 
-    return Reader("the formulas, from the file's own tensors", run)
+    return run

@@ -1,6 +1,6 @@
 """What every format is read into and written from: a model's sizes, weights and tokenizer, and nothing of a tool."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 import torch
@@ -9,10 +9,13 @@ from torch import Tensor
 from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.errors import CheckpointError
 from smallgpt.domain.gpt import GPT
-from smallgpt.infrastructure.tokenizers import Tokenizer
+from smallgpt.infrastructure.formats.plain import OURS, Layout
+from smallgpt.infrastructure.tokenizers import AnyTokenizer
 
 MASKS = (".attn.bias", ".attn.masked_bias", ".attn.mask")
 """Buffers of the causal mask that older programs save among the weights."""
+NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What weights may be kept in."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class PortableModel:
     config: GPTConfig
     weights: dict[str, Tensor]
     """By smallgpt's names, float32; the tied output head is `transformer.wte.weight` alone."""
-    tokenizer: Tokenizer | None = None
+    tokenizer: AnyTokenizer | None = None
     name: str = "smallgpt"
     """For people to read."""
     notes: tuple[str, ...] = ()
@@ -37,42 +40,86 @@ class PortableModel:
         return model.eval()
 
 
-def expected_shapes(config: GPTConfig) -> dict[str, torch.Size]:
-    """The shape of every parameter by name, the tied output head not counted."""
-    with torch.device("meta"):
-        model = GPT(config)
-    return {name: parameter.shape for name, parameter in model.named_parameters()}  # tied ones come once
+def expected_shapes(config: GPTConfig, layout: Layout = OURS) -> dict[str, torch.Size]:
+    """The shape of every parameter by a format's name for it, the tied output head not counted."""
+    return {
+        layout.theirs(name): torch.Size(reversed(shape) if layout.turns(name, len(shape)) else shape)
+        for name, shape in _shapes(config)
+    }
 
 
-def taken(tensors: Mapping[str, Tensor], config: GPTConfig, where: str) -> dict[str, Tensor]:
-    """The weights of a model of these sizes out of tensors by our names, as float32.
+def _shapes(config: GPTConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every parameter of a GPT and its shape, without making one."""
+    C, wide = config.n_embd, 4 * config.n_embd
+    norms = [("weight", (C,)), *([("bias", (C,))] if config.bias else [])]
+    linears = {"attn.c_attn": (3 * C, C), "attn.c_proj": (C, C), "mlp.c_fc": (wide, C), "mlp.c_proj": (C, wide)}
+    yield "transformer.wte.weight", (config.vocab_size, C)
+    yield "transformer.wpe.weight", (config.block_size, C)
+    for block in (f"transformer.h.{layer}" for layer in range(config.n_layer)):
+        for norm in ("ln1", "ln2"):
+            yield from ((f"{block}.{norm}.{kind}", shape) for kind, shape in norms)
+        for name, shape in linears.items():
+            yield f"{block}.{name}.weight", shape
+            if config.bias:
+                yield f"{block}.{name}.bias", shape[:1]
+    yield from ((f"transformer.ln_f.{kind}", shape) for kind, shape in norms)
+
+
+def taken(tensors: Mapping[str, Tensor], config: GPTConfig, where: str, layout: Layout = OURS) -> dict[str, Tensor]:
+    """The weights of a model of these sizes by our names, as float32, out of tensors by a format's.
 
     Masks are left out, and an output head that is the embedding. Raises CheckpointError that names a tensor which is
     missing, surplus, of another shape or kind of number, or not finite.
     """
-    expected = expected_shapes(config)
+    if config.n_layer > len(tensors):
+        raise CheckpointError(f"{where}: {len(tensors)} tensors, but its configuration says {config.n_layer} blocks")
+    expected = expected_shapes(config, layout)
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(MASKS)}
     head = tensors.pop("lm_head.weight", None)
     _check_names(expected.keys(), tensors.keys(), where)
-    for name, shape in expected.items():
-        if tensors[name].shape != shape:
-            raise CheckpointError(
-                f"{where}: {name} has shape {_words(tensors[name].shape)}, but its configuration says {_words(shape)}; "
-                "weights and configuration belong to different models"
-            )
-        if not tensors[name].is_floating_point():
-            raise CheckpointError(f"{where}: {name} holds {tensors[name].dtype}, not floating-point numbers")
-        if not tensors[name].isfinite().all():
-            raise CheckpointError(f"{where}: {name} holds numbers that are not finite; the file or the run is damaged")
-    if head is not None and not _equal(head, tensors["transformer.wte.weight"]):
+    kept = {name: _checked(name, tensors[name], shape, where) for name, shape in expected.items()}
+    if head is not None and not _equal(head, tensors[layout.theirs("transformer.wte.weight")]):
         raise CheckpointError(
             f"{where}: its output head is a matrix of its own; smallgpt's models share it with the embedding"
         )
-    return {name: tensors[name].detach().to("cpu", torch.float32).contiguous() for name in expected}
+    return {name: layout.turned(name, kept[layout.theirs(name)]) for name, _ in _shapes(config)}
+
+
+def kinds_noted(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """A sentence on numbers that are not float32, which all of them become."""
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()} - {torch.float32}
+    names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+    if not kinds:
+        return ()
+    effect = "rounded to float32" if torch.float64 in kinds else "kept as float32, which holds each of them exactly"
+    return (f"its {names} weights are {effect}",)
+
+
+def _checked(name: str, tensor: Tensor, shape: torch.Size, where: str) -> Tensor:
+    """A parameter as float32."""
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{where}: {name} has shape {_words(tensor.shape)}, but its configuration says {_words(shape)}; "
+            "weights and configuration belong to different models"
+        )
+    if tensor.dtype not in NUMBERS or tensor.layout is not torch.strided or tensor.is_meta:
+        raise CheckpointError(
+            f"{where}: {name} holds {tensor.dtype}, {tensor.layout}, not plain floating-point numbers; "
+            "give the model as it was before it was quantized"
+        )
+    kept = tensor.detach().to("cpu", torch.float32).contiguous()
+    if not kept.isfinite().all():
+        raise CheckpointError(f"{where}: {name} holds numbers that are not finite; the file or the run is damaged")
+    return kept
 
 
 def _check_names(expected: Set[str], found: Set[str], where: str) -> None:
     missing, surplus = sorted(expected - found), sorted(found - expected)
+    if missing and surplus:
+        raise CheckpointError(
+            f"{where}: {_listed(missing)} missing, and {_listed(surplus)} unknown to a GPT-2; "
+            "this is another kind of model"
+        )
     if missing:
         raise CheckpointError(
             f"{where}: {_listed(missing)} missing; the file is incomplete, or of another kind of model"

@@ -1,6 +1,10 @@
 """A conversion's proof, for people."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 if TYPE_CHECKING:
     from smallgpt.application.parity import Parity
@@ -15,10 +19,14 @@ def conversion_words(conversion: "Conversion") -> str:
         f"logits      {_near(conversion.parity)}",
         f"greedy      {conversion.parity.greedy_equal} of {conversion.parity.greedy_tokens} tokens are equal",
     ]
-    if conversion.change is None:
+    if conversion.parity.dtype == "float64":
+        lines.append(
+            "            in float64: this model's logits are so large that float32 rounds by more than is allowed"
+        )
+    if conversion.exact:
         lines.append("weights     equal to the bit")
-    else:
-        change = conversion.change
+    change = conversion.change
+    if change is not None:
         lines.append(
             f"change      {_near(change)}; {change.greedy_equal} greedy tokens before the first that differs"
             if change.greedy_equal < change.greedy_tokens
@@ -26,6 +34,17 @@ def conversion_words(conversion: "Conversion") -> str:
         )
     lines += [f"note        {note}" for note in conversion.notes]
     return "\n".join(lines)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say on a terminal what takes its time."""
+    console = Console(stderr=True)
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
 
 
 def _near(parity: "Parity") -> str:
