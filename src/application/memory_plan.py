@@ -3,6 +3,7 @@
 A step has moments at which much is held at once: the loss, its gradient, the backward pass of the last and the first block,
 the embedding's gradient, the optimizer's update, and between steps an evaluation. The plan lists what is held at each; the
 largest is the peak. It is that of a step which torch runs operation by operation; a compiled one should stay below it.
+Of frozen parts neither gradients nor optimizer state are counted; their activations are, though some are not kept.
 
 B sequences of T tokens make N = B·T rows; U stands for the N·C elements of a hidden state.
 """
@@ -17,6 +18,8 @@ from smallgpt.application.evaluation import LOGIT_BYTES
 from smallgpt.domain.config import GPTConfig, RunConfig
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.optimizers import parameter_groups
+from smallgpt.domain.trainable import choose_trainable, n_trained
+from smallgpt.domain.training_config import TrainingConfig
 
 EVALUATION_BATCH = 32  # blocks that an evaluation takes at once, when their logits fit
 
@@ -57,14 +60,17 @@ class _Sizes:
     """Parameters by kind, counted."""
 
     everything: int
-    head: int
-    """The tied embedding and output matrix."""
     hidden: int
     """The blocks' matrices."""
-    block: int
-    """One block with its vectors."""
     wide: int
     """The largest of the blocks' matrices."""
+    trained: int
+    """Of everything."""
+    trained_head: int
+    """Of the tied embedding and output matrix."""
+    trained_hidden: int
+    trained_blocks: int
+    """Of the blocks with their vectors."""
 
 
 def plan_memory(
@@ -93,7 +99,7 @@ def plan_memory(
 
 def _always(config: RunConfig) -> dict[str, int]:
     """What is held at every moment."""
-    sizes = _count(config.model)
+    sizes = _sizes(config)
     return {
         "weights": 4 * sizes.everything,
         "optimizer": _optimizer_state(config.optimizer.name, sizes),
@@ -103,14 +109,14 @@ def _always(config: RunConfig) -> dict[str, int]:
 
 def _training(config: RunConfig, micro_batch: int, itemsize: int, kernels: KernelBytes) -> dict[str, dict[str, int]]:
     """What is held at each moment of a step, in bytes: moment -> component -> size."""
-    model, sizes, e = config.model, _count(config.model), itemsize
+    model, sizes, e = config.model, _sizes(config), itemsize
     T, C, L = model.block_size, model.n_embd, model.n_layer
     U = micro_batch * T * C
     matrix_in_products = 4 * C * C * e
     cast = e * sizes.hidden if e < 4 else 0
     kept = _kept(model, U, itemsize, kernels, recomputes=config.training.activation_checkpointing)
-    before = 4 * sizes.everything if micro_batch < config.training.batch_size else 0  # of earlier micro-batches
-    head = 4 * sizes.head
+    before = 4 * sizes.trained if micro_batch < config.training.batch_size else 0  # of earlier micro-batches
+    head = 4 * sizes.trained_head
 
     def moment(**more: int) -> dict[str, int]:
         return _always(config) | more
@@ -140,11 +146,9 @@ def _training(config: RunConfig, micro_batch: int, itemsize: int, kernels: Kerne
             gradients=before, cast_weights=cast, activations=all_blocks, loss=kernels.loss_backward
         ),
         **backward("last block", L, 0, matrix_in_products),
-        **backward("first block", 1, (L - 1) * 4 * sizes.block, matrix_in_products),
-        "gradient of the embedding": moment(
-            gradients=before + (head if before else 4 * sizes.everything), backward=4 * U
-        ),
-        "optimizer": moment(gradients=4 * sizes.everything, update=_update(config.optimizer.name, sizes, L, e)),
+        **backward("first block", 1, (L - 1) * 4 * sizes.trained_blocks // L, matrix_in_products),
+        "gradient of the embedding": moment(gradients=before + (head if before else 4 * sizes.trained), backward=4 * U),
+        "optimizer": moment(gradients=4 * sizes.trained, update=_update(config.optimizer.name, sizes, L, e)),
     }
 
 
@@ -192,25 +196,37 @@ def _kept(model: GPTConfig, U: int, itemsize: int, kernels: KernelBytes, *, reco
     )
 
 
+def _sizes(config: RunConfig) -> _Sizes:
+    same_for_all_plans = {"micro_batch": None, "activation_checkpointing": False}
+    return _count(config.model, config.training.model_copy(update=same_for_all_plans))
+
+
 @lru_cache
-def _count(model: GPTConfig) -> _Sizes:
+def _count(config: GPTConfig, settings: TrainingConfig) -> _Sizes:
     with torch.device("meta"):
-        groups = parameter_groups(GPT(model))
-    hidden = [parameter.numel() for _, parameter in groups["hidden"]]
-    everything = sum(parameter.numel() for group in groups.values() for _, parameter in group)
-    head = model.vocab_size * model.n_embd
-    block = (everything - head - model.block_size * model.n_embd) // model.n_layer
-    return _Sizes(everything, head, sum(hidden), block, max(hidden))
+        model = GPT(config)
+        hidden = [parameter.numel() for _, parameter in parameter_groups(model)["hidden"]]
+        choose_trainable(model, settings)
+    trained = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return _Sizes(
+        everything=model.n_parameters(positions=True),
+        hidden=sum(hidden),
+        wide=max(hidden),
+        trained=n_trained(model),
+        trained_head=trained.get("transformer.wte.weight", 0),
+        trained_hidden=sum(parameter.numel() for _, parameter in parameter_groups(model)["hidden"]),
+        trained_blocks=sum(size for name, size in trained.items() if ".h." in name),
+    )
 
 
 def _optimizer_state(name: str, sizes: _Sizes) -> int:
     """AdamW keeps two moments, Muon one; all fp32."""
-    return 8 * sizes.everything - (4 * sizes.hidden if name == "muon" else 0)
+    return 8 * sizes.trained - (4 * sizes.trained_hidden if name == "muon" else 0)
 
 
 def _update(name: str, sizes: _Sizes, layers: int, e: int) -> int:
     """Muon's for the largest matrix of all layers: fp32 gradients, what is made orthogonal, its quotient; and its cast."""
-    return layers * sizes.wide * (3 * 4 + e) if name == "muon" else 0
+    return layers * sizes.wide * (3 * 4 + e) if name == "muon" and sizes.trained_hidden else 0
 
 
 def _evaluation(model: GPTConfig) -> int:

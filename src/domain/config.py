@@ -7,22 +7,15 @@ run when below 1: a recipe then fits runs whose length is only known once the ma
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from smallgpt.domain.section import Positive, Section, StepsOrShare, Unit
+from smallgpt.domain.training_config import TrainingConfig
 
 Backend = Literal["auto", "reference", "torch", "triton"]
 Activation = Literal["gelu", "gelu_tanh"]
 LossBackend = Literal["auto", "reference", "torch", "triton", "triton-chunked", "triton-flash"]
-Positive = Annotated[int, Field(ge=1)]
-StepsOrShare = Annotated[float, Field(ge=0)]
 DEFAULT_STEPS = 2000  # of a run that names neither steps nor minutes
-INITIAL_STD = 0.02  # of every matrix, as in GPT-2
-Unit = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A group of settings: frozen, and strict about unknown names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class GPTConfig(Section):
@@ -155,61 +148,6 @@ class ScheduleConfig(Section):
     """wsd: length of the final linear decay, steps or share."""
 
 
-class TrainingConfig(Section):
-    """The optimization loop."""
-
-    max_steps: Positive | None = None
-    """Optimizer steps; exactly one of max_steps and max_minutes (2,000 steps when neither is given)."""
-    max_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Wall-clock length: the first steps are timed once, then the number of steps is fixed and recorded."""
-    batch_size: Positive = 32
-    """Sequences in one optimizer step, over all micro-batches and processes."""
-    micro_batch: Positive | Literal["auto"] | None = None
-    """Sequences in one forward and backward pass; batch_size when not given, auto: what fits. Less memory, same result."""
-    activation_checkpointing: bool = False
-    """Compute each block again in the backward pass instead of keeping it: about a third slower, far less memory."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of matrix products; weights, statistics and losses stay fp32."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    threads: Positive | None = None
-    """CPU threads; as many as this process may use when not given."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile of the blocks; auto does it on a GPU when a probe succeeds, and on a CPU when it wins in a long run."""
-    cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """The whole optimizer step as one CUDA graph; auto does it on a GPU, and falls back with a reason."""
-    short_windows: Annotated[float, Field(ge=0)] = 0.0
-    """First part of the run, steps or share, on windows half as long and twice as many: positions are learned sooner."""
-    embedding_std: Annotated[float, Field(gt=0, allow_inf_nan=False)] = INITIAL_STD
-    """Spread of the token embeddings at the start; wider ones tell tokens apart sooner, which copying a name needs."""
-    positions: Literal["normal", "sinusoidal"] = "normal"
-    """How the position table starts: random like all tables, or as sinusoids, from which short runs learn sooner."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1337
-    """Fixes initialisation, data order and dropout."""
-    clip_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Largest gradient norm, after unscaling; 0 switches clipping off."""
-    label_smoothing: Unit = 0.0
-    """Share of the target mass spread over the vocabulary; never part of a reported validation loss."""
-    z_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Weight of lse² in the training loss, which keeps logits from drifting (PaLM: 1e-4); never in a validation loss."""
-    max_skipped: Positive = 10
-    """Steps in a row with a non-finite loss or gradient before the run stops with exit code 5."""
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if self.max_steps is not None and self.max_minutes is not None:
-            raise ValueError(
-                f"max_steps ({self.max_steps}) and max_minutes ({self.max_minutes:g}) exclude each other; give one"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _micro_batch_fits(self) -> Self:
-        if isinstance(self.micro_batch, int) and self.micro_batch > self.batch_size:
-            raise ValueError(f"micro_batch ({self.micro_batch}) is larger than batch_size ({self.batch_size})")
-        return self
-
-
 class EvaluationConfig(Section):
     """What is looked at while training."""
 
@@ -265,6 +203,15 @@ class RunConfig(Section):
         steps = training.max_steps or (DEFAULT_STEPS if training.max_minutes is None else None)
         if steps is not None and warmup >= steps:
             raise ValueError(f"schedule.warmup ({warmup:g}) must be shorter than training.max_steps ({steps})")
+        return self
+
+    @model_validator(mode="after")
+    def _muon_has_whole_matrices(self) -> Self:
+        training = self.training
+        if self.optimizer.name == "muon" and training.lora_rank is not None:
+            raise ValueError("training.lora_rank needs optimizer.name adamw; muon is for whole matrices")
+        if self.optimizer.name == "muon" and training.parallel == "fsdp2":
+            raise ValueError("training.parallel fsdp2 needs optimizer.name adamw; muon is for whole matrices")
         return self
 
 

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from smallgpt.domain.cache import KVCache, Past
-from smallgpt.domain.config import INITIAL_STD, GPTConfig
+from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.dropout import dropout
 from smallgpt.domain.ops import TORCH_OPS, Ops, Reduction
 from smallgpt.domain.sampling import Sampling, next_token
+from smallgpt.domain.training_config import INITIAL_STD
 from smallgpt.domain.tying import embed_and_head
 
 

@@ -3,6 +3,7 @@
 AdamW: arXiv 1711.05101, torch.optim's fused form. Muon: domain/muon.py.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,7 +34,9 @@ def parameter_groups(model: nn.Module) -> dict[str, Named]:
 def build_optimizers(
     model: nn.Module, config: OptimizerConfig, precision: torch.dtype = torch.float32
 ) -> list[Optimizer]:
-    """[AdamW], or [AdamW, Muon]. Groups hold (name, parameter) pairs, so that state is keyed by name on disk.
+    """[AdamW], or [AdamW, Muon]; one that would have nothing to train is left out.
+
+    Groups hold (name, parameter) pairs, so that state is keyed by name on disk.
 
     On a GPU their rates are tensors and nothing is read on the host, so that a step can be captured as a CUDA graph.
     `precision` is that of Muon's matrix products.
@@ -45,24 +48,27 @@ def build_optimizers(
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": groups["vector"], "weight_decay": 0.0},
     ]
-    adamw = AdamW(
-        adamw_groups,
-        lr=_rate(config.learning_rate, device),
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True,
-        capturable=device.type == "cuda",
-    )
-    if config.name == "adamw":
-        return [adamw]
-    muon = Muon(
-        groups["hidden"],
-        lr=_rate(config.muon_learning_rate, device),
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        dtype=precision,
-    )
-    return [adamw, muon]
+    optimizers: list[Optimizer] = []
+    if any(group["params"] for group in adamw_groups):
+        adamw = AdamW(
+            [group for group in adamw_groups if group["params"]],
+            lr=_rate(config.learning_rate, device),
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        optimizers.append(adamw)
+    if config.name == "muon" and groups["hidden"]:
+        muon = Muon(
+            groups["hidden"],
+            lr=_rate(config.muon_learning_rate, device),
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            dtype=precision,
+        )
+        optimizers.append(muon)
+    return optimizers
 
 
 def _rate(rate: float, device: torch.device) -> float | Tensor:
@@ -79,8 +85,16 @@ def state_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Te
     return tensors
 
 
-def load_state_tensors(model: nn.Module, optimizers: list[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Give each optimizer the tensors of its parameters; the inverse of state_tensors."""
+def load_state_tensors(
+    model: nn.Module,
+    optimizers: list[Optimizer],
+    tensors: dict[str, Tensor],
+    share: Callable[[Tensor, Tensor], Tensor] = lambda tensor, parameter: tensor,
+) -> None:
+    """Give each optimizer the tensors of its parameters; the inverse of state_tensors.
+
+    `share` gives what of a tensor belongs beside a parameter that may be spread over processes.
+    """
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         parameter_name, key = name.rsplit("/", 1)
@@ -90,5 +104,6 @@ def load_state_tensors(model: nn.Module, optimizers: list[Optimizer], tensors: d
         for name, parameter in model.named_parameters():
             if parameter in owned and name in by_parameter:
                 optimizer.state[parameter] = {
-                    key: tensor.to(parameter.device, copy=True) for key, tensor in by_parameter[name].items()
+                    key: share(tensor.to(parameter.device, copy=True), parameter)
+                    for key, tensor in by_parameter[name].items()
                 }

@@ -2,6 +2,7 @@
 
 step-00000400/
   model.safetensors      weights by name; the tied output head once
+  lora.safetensors       low-rank updates, of a run that trains such: the weights beside them are then the base model's
   config.json            exactly the keys of GPTConfig
   tokenizer.json         as in the data folder
   optimizer.safetensors  PARAMETER/STATE
@@ -15,26 +16,32 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.errors import CheckpointError
+from smallgpt.domain.lora import Adapter, merged, split
 from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure.files import folder_written_whole, sha256, write_json
 from smallgpt.infrastructure.run_folder import RunFolder
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+ADAPTER = "lora.safetensors"
 REQUIRED = {"model.safetensors", "optimizer.safetensors", "config.json", "state.json"}
 
 
 class RunCheckpoints:
     """The checkpoints of one run being written: the newest `keep`, and the best."""
 
-    def __init__(self, run: RunFolder, config: GPTConfig, tokenizer_file: Path | None, keep: int) -> None:
+    def __init__(
+        self, run: RunFolder, config: GPTConfig, tokenizer_file: Path | None, keep: int, lora_alpha: float = 1.0
+    ) -> None:
+        """`lora_alpha` is that of the low-rank updates, where a state has any."""
         self.run, self.config, self.tokenizer_file, self.keep = run, config, tokenizer_file, keep
+        self.lora_alpha = lora_alpha
 
     def save(self, state: TrainingState) -> str:
         """Write the state; return the folder's path. Raises CheckpointError."""
@@ -42,7 +49,10 @@ class RunCheckpoints:
         self._clear_drafts()
         try:
             with folder_written_whole(target) as folder:
-                save_file(_contiguous(state.weights), folder / "model.safetensors")
+                weights, updates = split(state.weights)
+                save_file(_contiguous(weights), folder / "model.safetensors")
+                if updates:
+                    save_file(_contiguous(updates), folder / ADAPTER, {"alpha": str(self.lora_alpha)})
                 save_file(_contiguous(state.optimizer), folder / "optimizer.safetensors")
                 write_json(folder / "config.json", self.config.model_dump())
                 write_json(folder / "state.json", {"step": state.step, **state.loop})
@@ -86,6 +96,17 @@ class RunCheckpoints:
         """Remove what killed processes left half-written; the run is locked, so no other process is at it."""
         for draft in self.run.checkpoints_folder.glob(".step-*.tmp"):
             shutil.rmtree(draft, ignore_errors=True)
+
+
+class NoCheckpoints:
+    """Of a process that leaves writing to the first one."""
+
+    def save(self, state: TrainingState) -> str:
+        """See application.ports.Checkpoints."""
+        return f"step-{state.step:08d}"
+
+    def mark_best(self, step: int) -> None:
+        """See application.ports.Checkpoints."""
 
 
 def best_checkpoint(run: RunFolder) -> Path | None:
@@ -139,10 +160,12 @@ def verify(folder: Path) -> None:
 
 
 def load_checkpoint(folder: Path) -> TrainingState:
-    """Read a verified checkpoint. Raises CheckpointError."""
+    """Read a verified checkpoint, low-rank updates by themselves. Raises CheckpointError."""
     verify(folder)
     loop = _read_json(folder / "state.json")
-    return TrainingState(loop.pop("step"), read_weights(folder), load_file(folder / "optimizer.safetensors"), loop)
+    weights, adapter = read_base_weights(folder), read_adapter(folder)
+    weights |= {} if adapter is None else adapter.tensors
+    return TrainingState(loop.pop("step"), weights, load_file(folder / "optimizer.safetensors"), loop)
 
 
 def read_model_config(folder: Path) -> GPTConfig:
@@ -156,6 +179,20 @@ def read_model_config(folder: Path) -> GPTConfig:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of the model that a folder holds, low-rank updates added, with the output head tied again.
+
+    Raises CheckpointError.
+    """
+    weights, adapter = read_base_weights(folder), read_adapter(folder)
+    if adapter is None:
+        return weights
+    try:
+        return merged(weights, adapter)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder / ADAPTER} does not fit model.safetensors: {error}") from None
+
+
+def read_base_weights(folder: Path) -> dict[str, Tensor]:
     """model.safetensors, with the output head tied again. Raises CheckpointError."""
     path = folder / "model.safetensors"
     try:
@@ -165,6 +202,19 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if "transformer.wte.weight" in weights:
         weights.setdefault("lm_head.weight", weights["transformer.wte.weight"])
     return weights
+
+
+def read_adapter(folder: Path) -> Adapter | None:
+    """lora.safetensors; None where there is none. Raises CheckpointError."""
+    path = folder / ADAPTER
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            alpha = float((file.metadata() or {})["alpha"])
+            return Adapter({name: file.get_tensor(name) for name in file.keys()}, alpha)  # noqa: SIM118  # no mapping
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import torch
 
 from smallgpt.application.comparing_training import Sitting
 from smallgpt.application.cost_growth import Point, curve, step_bytes, step_flops
-from smallgpt.domain.config import GPTConfig, OptimizerConfig, RunConfig, TrainingConfig
+from smallgpt.domain.config import GPTConfig, OptimizerConfig, RunConfig
 from smallgpt.domain.gpt import GPT
+from smallgpt.domain.training_config import TrainingConfig
 from smallgpt.infrastructure import devices
 from smallgpt.infrastructure.allocations import peak_bytes
 from smallgpt.infrastructure.corpora import demo

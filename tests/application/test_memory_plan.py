@@ -75,3 +75,22 @@ def test_more_sequences_and_layers_take_more_and_recomputing_takes_less() -> Non
     assert deeper.peak > peaks[-1]
     again = planned(64, model=model, training=training | {"activation_checkpointing": True})
     assert again.peak < 0.5 * peaks[-1]
+
+
+def test_of_frozen_parts_neither_gradients_nor_state_are_counted() -> None:
+    """Of LoRA the updates alone, beside all the weights."""
+    model = {"block_size": 8}
+    config = RunConfig.model_validate({"model": model, "training": {"batch_size": 1}})
+    everything, C, rank = GPT(config.model).n_parameters(positions=True), config.model.n_embd, 8
+    updates = config.model.n_layer * rank * (4 + 2 + 5 + 5) * C
+    plan = planned(1, model=model, training={"batch_size": 1, "lora_rank": rank})
+    assert plan.components["weights"] == 4 * (everything + updates)
+    assert plan.components["optimizer"] == 8 * updates
+
+    tables = (config.model.vocab_size + config.model.block_size) * C
+    training = {"batch_size": 1, "freeze": "embeddings"}
+    frozen = plan_memory(
+        RunConfig.model_validate({"model": model, "training": training}), 1, FP32, NOTHING, evaluates=False
+    )
+    assert frozen.components["optimizer"] == 8 * (everything - tables)
+    assert frozen.components.get("gradients", 0) <= 4 * (everything - tables)

@@ -140,3 +140,9 @@ def test_a_mixture_is_written_as_words_or_tables() -> None:
 def test_an_unclear_mixture_is_refused(data: dict[str, str], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         DataConfig.model_validate(data)
+
+
+def test_muon_trains_whole_matrices() -> None:
+    for training in ({"lora_rank": 4}, {"parallel": "fsdp2"}):
+        with pytest.raises(ValueError, match="muon is for whole matrices"):
+            RunConfig.model_validate({"optimizer": {"name": "muon"}, "training": training})

@@ -58,7 +58,7 @@ def test_the_parameters_have_the_seeds_names_and_shapes(bias: bool) -> None:
 
 
 def test_the_example_configuration_is_the_default_and_has_16_million_parameters() -> None:
-    assert GPTConfig().model_dump() == EXAMPLE
+    assert GPTConfig().model_dump() == {**EXAMPLE, "activation": "gelu"}
     model = GPT(GPTConfig(**EXAMPLE))
     assert model.n_parameters() == 16_037_376  # the seed's "16.04 M", position table not counted
     assert model.n_parameters(positions=True) == 16_037_376 + 128 * 256

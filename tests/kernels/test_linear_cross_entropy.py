@@ -347,6 +347,21 @@ def test_a_loss_without_gradients_takes_one_product_a_chunk(monkeypatch: pytest.
     assert seen.products == 10
 
 
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_a_frozen_weight_spares_the_product_of_its_gradient(
+    reduction: Reduction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "CHUNK_BYTES", 10 * 4 * 300)
+    x, weight, targets = problem(100, 16, 300)
+    counts = []
+    for learned in (True, False):
+        with Largest() as seen:  # type: ignore[no-untyped-call]
+            loss = native.linear_cross_entropy(x, weight.requires_grad_(learned), targets, reduction=reduction)
+            torch.autograd.backward(loss.sum())
+        counts.append(seen.products)
+    assert counts[0] - counts[1] == 10, "one a chunk"
+
+
 MEMORY = """
 import resource, torch
 from smallgpt.kernels.linear_cross_entropy import native

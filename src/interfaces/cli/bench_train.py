@@ -44,8 +44,9 @@ def train(
         device: auto, cpu, cuda or cuda:N.
     """
     from smallgpt.application.comparing_training import compare
-    from smallgpt.domain.config import OptimizerConfig, RunConfig, TrainingConfig
+    from smallgpt.domain.config import OptimizerConfig, RunConfig
     from smallgpt.domain.flops import flops_per_token
+    from smallgpt.domain.training_config import TrainingConfig
     from smallgpt.interfaces.cli.progress import shown
     from smallgpt.interfaces.comparison_plot import plot
     from smallgpt.interfaces.training_systems import DEFAULT_SYSTEMS, SYSTEMS, sit

@@ -85,6 +85,7 @@ class Display:
             f"model    {_amount(event['parameters'])} parameters, {ids:,} tokens in the vocabulary{padding}; "
             f"{event['tokens_per_step']:,} tokens a step, {length}"
         )
+        self._show_fine_tuning(event)
         self.say(f"data     {event['data']}")
         threads = "1 thread" if event["threads"] == 1 else f"{event['threads']} threads"
         self.say(f"machine  {event['device']}, {threads}, {event['precision']}")
@@ -98,6 +99,13 @@ class Display:
         if event["baselines"]:
             self.lines = {name: event["baselines"][name] for name in MEANINGS if name in event["baselines"]}
             self.say(f"compare  {baseline_words(event['baselines'])}")
+
+    def _show_fine_tuning(self, event: dict[str, Any]) -> None:
+        if event.get("init"):
+            self.say(f"init     from {event['init']}")
+        trained = event.get("trained_parameters", event["parameters"])
+        if trained < event["parameters"]:
+            self.say(f"trains   {_amount(trained)} of {_amount(event['parameters'])} parameters")
 
     def _show_note(self, event: dict[str, Any]) -> None:
         self.say(f"note     {event['words']}")

@@ -24,6 +24,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 METAVARS: dict[object, str] = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}
 METAVARS[tuple[WeightedFolder, ...]] = "FOLDER=WEIGHT,..."
+METAVARS[tuple[str, ...]] = "NAME,..."
 
 # Length and data of a run are each given in one of two ways; the layer that names one replaces the other of a layer below.
 RIVALS = {
@@ -164,7 +165,7 @@ def _flags() -> Iterator[inspect.Parameter]:
                 help=field.description,
                 group=group,
                 metavar=METAVARS.get(kind),
-                show_default=False if field.default in (None, ()) else str(field.default),
+                show_default=False if field.default in (None, ()) else _words(field.default),
             )
             yield inspect.Parameter(
                 f"{section}__{name}",
@@ -172,6 +173,11 @@ def _flags() -> Iterator[inspect.Parameter]:
                 default=None,
                 annotation=Annotated[str if as_written else kind, parameter] | None,
             )
+
+
+def _words(default: object) -> str:
+    """A default as a flag would give it."""
+    return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
 def _bare(annotation: object) -> object:

@@ -63,8 +63,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = product_dtype(x, weight)
         w = weight.to(dtype)
         valid = targets != ignore_index
-        at_once = reduction != "none" and any(ctx.needs_input_grad[:2])
-        dx, dw = _empty(x, weight) if at_once else (None, None)
+        ctx.wants = ctx.needs_input_grad[:2]
+        at_once = reduction != "none" and any(ctx.wants)
+        dx, dw = _empty(x, weight, ctx.wants) if at_once else (None, None)
         ctx.options, ctx.reduction, ctx.weight_dtype = Options(label_smoothing, z_loss), reduction, weight.dtype
         losses = _walk(x, w, targets, valid, ctx.options, None, dx, dw)
         if at_once:
@@ -82,15 +83,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
             dx, dw = kept
         else:
             x, w, targets = kept
-            dx, dw = _empty(x, w)
+            dx, dw = _empty(x, w, ctx.wants)
             _walk(x, w, targets, valid, ctx.options, share, dx, dw)
-        return scaled(dx, scale, dx.dtype), scaled(dw, scale, ctx.weight_dtype), None, None, None, None, None
+        of_x = None if dx is None else scaled(dx, scale, dx.dtype)
+        of_weight = None if dw is None else scaled(dw, scale, ctx.weight_dtype)
+        return of_x, of_weight, None, None, None, None, None
 
 
-def _empty(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Where dx (N, C) goes and dW (V, C) is summed, in fp32 or wider."""
+def _empty(x: Tensor, weight: Tensor, wants: tuple[bool, bool]) -> tuple[Tensor | None, Tensor | None]:
+    """Where dx (N, C) goes and dW (V, C) is summed, in fp32 or wider; None for what is not wanted."""
     wide = torch.promote_types(weight.dtype, torch.float32)
-    return torch.empty_like(x), (torch.empty_like if len(x) else torch.zeros_like)(weight, dtype=wide)
+    dx = torch.empty_like(x) if wants[0] else None
+    dw = (torch.empty_like if len(x) else torch.zeros_like)(weight, dtype=wide) if wants[1] else None
+    return dx, dw
 
 
 def _walk(
@@ -106,14 +111,14 @@ def _walk(
     """The (N,) losses; and, where there is a place for them, the gradients of Σ share·loss. w has the products' dtype."""
     losses = x.new_empty(x.size(0), dtype=torch.float32)
     rows = chunk_rows(w.size(0), w.element_size())
+    wanted = dx is not None or dw is not None
     for start in range(0, x.size(0), rows):
         part = slice(start, start + rows)
         part_share = None if share is None else share[part, None]
-        losses[part], slopes, x_part = _chunk(
-            x[part], w, targets[part], valid[part, None], options, part_share, dw is not None
-        )
-        if dx is not None and dw is not None:
+        losses[part], slopes, x_part = _chunk(x[part], w, targets[part], valid[part, None], options, part_share, wanted)
+        if dx is not None:
             dx[part] = (slopes @ w).mul_(valid[part, None])
+        if dw is not None:
             _accumulate(dw, slopes, x_part, first=start == 0)
         del slopes  # or the next chunk's logits would be made beside them
     return losses
