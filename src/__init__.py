@@ -7,17 +7,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from smallgpt.domain.config import GPTConfig
+    from smallgpt.domain.errors import SmallGPTError
     from smallgpt.domain.gpt import GPT
-    from smallgpt.interfaces.opening import load
+    from smallgpt.domain.hooks import HookPoint, hook_names, logit_lens, run_with_cache, run_with_hooks
+    from smallgpt.interfaces.library import LanguageModel, TextScore, load
 
-__all__ = ["GPT", "GPTConfig", "__version__", "load"]
+__all__ = [
+    "GPT",
+    "GPTConfig",
+    "HookPoint",
+    "LanguageModel",
+    "SmallGPTError",
+    "TextScore",
+    "__version__",
+    "hook_names",
+    "load",
+    "logit_lens",
+    "run_with_cache",
+    "run_with_hooks",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "GPT": "smallgpt.domain.gpt",
     "GPTConfig": "smallgpt.domain.config",
-    "load": "smallgpt.interfaces.opening",
+    "HookPoint": "smallgpt.domain.hooks",
+    "LanguageModel": "smallgpt.interfaces.library",
+    "SmallGPTError": "smallgpt.domain.errors",
+    "TextScore": "smallgpt.interfaces.library",
+    "hook_names": "smallgpt.domain.hooks",
+    "load": "smallgpt.interfaces.library",
+    "logit_lens": "smallgpt.domain.hooks",
+    "run_with_cache": "smallgpt.domain.hooks",
+    "run_with_hooks": "smallgpt.domain.hooks",
 }
 
 

@@ -1,16 +1,29 @@
 """A whole stream in blocks, for scoring."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from smallgpt.domain.errors import DataError
+from smallgpt.infrastructure.tokenizers import AnyTokenizer
 from smallgpt.infrastructure.tokens import Ids, Tokens
 from smallgpt.infrastructure.windows import NO_TARGET
 
 BLOCKS_AT_ONCE = 32
+
+
+def text_tokens(tokenizer: AnyTokenizer, texts: Iterable[str]) -> tuple[Ids, int]:
+    """Texts as a data folder would hold them, each followed by end-of-text: (tokens,) uint32, and the texts' UTF-8 bytes."""
+    stop = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype=np.uint32)
+    parts: list[npt.NDArray[np.uint32]] = [stop[:0]]
+    text_bytes = 0
+    for text in texts:
+        parts += [tokenizer.encode_array(text), stop]
+        text_bytes += len(text.encode())
+    return np.concatenate(parts), text_bytes
 
 
 def evaluation_blocks(

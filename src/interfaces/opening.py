@@ -13,7 +13,8 @@ from smallgpt.infrastructure.formats.opening import format_of, read_foreign
 from smallgpt.infrastructure.formats.portable import PortableModel
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.infrastructure.token_store import TokenStore, open_store
-from smallgpt.infrastructure.tokenizers import Tokenizer, load_tokenizer
+from smallgpt.infrastructure.tokenizers import AnyTokenizer, load_tokenizer
+from smallgpt.interfaces.run_figures import run_figures
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,10 @@ class OpenedModel:
     """A model ready to be used, and where it came from."""
 
     model: GPT
-    tokenizer: Tokenizer | None
+    tokenizer: AnyTokenizer | None
     step: int | None
     path: Path
     run: RunFolder | None
-
-
-def load(path: str | Path, device: str = "cpu") -> GPT:
-    """The model of a run, checkpoint or exported folder, in eval mode."""
-    return open_model(Path(path), device).model
 
 
 def open_model(path: Path, device: str = "cpu", kernels: str = "torch") -> OpenedModel:
@@ -70,7 +66,8 @@ def portable(opened: OpenedModel) -> PortableModel:
     """The opened model to be written in another format."""
     model = opened.model
     weights = {name: tensor.detach().cpu() for name, tensor in model.named_parameters()}  # the tied head comes once
-    return PortableModel(model.config, weights, opened.tokenizer, name=_name(opened))
+    figures = {} if opened.run is None else run_figures(opened.run, opened.step)
+    return PortableModel(model.config, weights, opened.tokenizer, name=_name(opened), figures=figures)
 
 
 def open_data(opened: OpenedModel, data: Path | None) -> TokenStore:

@@ -37,6 +37,7 @@ COMMANDS = {
     "kernels": ("smallgpt.interfaces.cli.kernels:app", "Show which implementation computes each hot operation."),
     "bench": ("smallgpt.interfaces.cli.bench:app", "Measure speed and memory."),
     "report": ("smallgpt.interfaces.cli.report:report", "Write a run's report as one HTML page."),
+    "inspect": ("smallgpt.interfaces.cli.inspect_model:inspect_model", "Look inside a model while it reads a text."),
     "doctor": ("smallgpt.interfaces.cli.doctor:doctor", "Look at this machine, and at a run, for trouble."),
 }
 

@@ -96,25 +96,17 @@ def evaluate(
 
 def _score_text(opened: "OpenedModel", files: tuple[Path, ...], phases: "Phases") -> "Score":
     """Documents as a data folder would hold them: each followed by end-of-text."""
-    import numpy as np
-
     from smallgpt.application.evaluation import evaluate
     from smallgpt.infrastructure.corpora.parts import Documents
     from smallgpt.infrastructure.corpora.planning import plan_files
-    from smallgpt.infrastructure.evaluation_blocks import evaluation_blocks
+    from smallgpt.infrastructure.evaluation_blocks import evaluation_blocks, text_tokens
 
     tokenizer = opened.tokenizer
     if tokenizer is None:
         raise CheckpointError(f"{opened.path} has no tokenizer.json, so text cannot be turned into its tokens")
-    stop = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype=np.uint32)
-    parts: list[np.ndarray[tuple[int], np.dtype[np.uint32]]] = []
-    text_bytes = 0
-    for document in Documents(plan_files(files)):
-        parts += [tokenizer.encode_array(document), stop]
-        text_bytes += len(document.encode())
-    if not parts:
+    tokens, text_bytes = text_tokens(tokenizer, Documents(plan_files(files)))
+    if not text_bytes:
         raise DataError(f"there is no text in {', '.join(map(str, files))}")
-    tokens = np.concatenate(parts)
     phases.end("data")
     block_size = opened.model.config.block_size
     blocks = evaluation_blocks(tokens, block_size, tokenizer.end_of_text)
