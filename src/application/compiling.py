@@ -59,9 +59,10 @@ def keep_if_faster(stepper: Stepper, batches: Batches) -> tuple[bool, str]:
     except Exception as error:  # whatever the compiler's stack raises means the same here: it does not work
         compiled, words = inf, f"compiling failed: {type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
     stepper.model.load_state_dict(weights)
-    if compiled >= eager:
+    faster = stepper.processes.of_first(compiled < eager)
+    if not faster:
         uncompile_blocks(stepper.model)
-    return compiled < eager, words
+    return faster, words
 
 
 def _seconds(stepper: Stepper, batches: Batches) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -9,36 +10,72 @@ from torch.nn import functional as F
 
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.metrics import Score
+from smallgpt.domain.processes import ALONE, Processes
 
 LOGIT_BYTES = 64 * 2**20  # of fp32 logits at once: a whole batch of them would outweigh the training step's memory
 
 Blocks = Iterable[tuple[Tensor, Tensor]]
 
 
-@torch.inference_mode()
 def evaluate(
     model: GPT,
     blocks: Blocks,
     text_bytes: int | None,
     *,
     autocast: AbstractContextManager[object] | None = None,
+    processes: Processes = ALONE,
 ) -> Score:
     """Score a model on consecutive blocks, (B, T) inputs and targets with -100 for "no target".
 
-    text_bytes is the UTF-8 size of the text behind the blocks. The model is left in the mode it was in.
+    text_bytes is the UTF-8 size of the text behind the blocks; with several processes, each takes its share of them.
+    The model is left in the mode it was in.
     """
-    device = next(model.parameters()).device
-    block_nats: list[Tensor] = []
+    block_nats = [torch.zeros(0, dtype=torch.float64, device=next(model.parameters()).device)]
     tokens = 0
+    shared = blocks if processes.count == 1 else _shared(blocks, processes)
+    for nats, targets in nats_and_targets(model, shared, autocast=autocast, shards=processes.shards):
+        tokens += int((targets != -100).sum())
+        block_nats.append(nats.double().sum(1))
+    sums = torch.cat(block_nats)
+    sums = sums[sums != 0]  # without the rows that _shared filled up
+    total, counted = sums.sum(), torch.tensor([tokens, len(sums)])
+    total, (tokens, n_blocks) = processes.sum(total), processes.sum(counted).tolist()
+    squares = processes.sum((sums - total / n_blocks).square().sum()).item()
+    return Score(total.item(), tokens, text_bytes, squares / max(1, n_blocks - 1), n_blocks)
+
+
+def _shared(blocks: Blocks, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every count-th batch. All processes get as many, of one shape, since a model in shards is called by all together.
+
+    What is missing is filled up with rows that have no target.
+    """
+    remaining, shape = iter(blocks), None
+    while batches := list(islice(remaining, processes.count)):
+        shape = shape or batches[0][0].shape
+        inputs, targets = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -100)
+        if processes.rank < len(batches):
+            own = batches[processes.rank]
+            inputs[: len(own[0])], targets[: len(own[0])] = own
+        yield inputs, targets
+
+
+def nats_and_targets(
+    model: GPT, blocks: Blocks, *, autocast: AbstractContextManager[object] | None = None, shards: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterates over what token_nats gives for some rows of the blocks, and their targets. Is the model in shards?"""
+    without_gradients = torch.no_grad if shards else torch.inference_mode  # of which gathered weights would stay marked
+    return without_gradients()(_nats_and_targets)(model, blocks, autocast)
+
+
+def _nats_and_targets(
+    model: GPT, blocks: Blocks, autocast: AbstractContextManager[object] | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    device = next(model.parameters()).device
     with eval_mode(model), autocast or nullcontext():
         for inputs, targets in blocks:
-            tokens += int((targets != -100).sum())
             rows = max(1, LOGIT_BYTES // (4 * model.config.vocab_size * inputs.size(1)))
             for x, y in zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True):
-                block_nats.append(token_nats(model, x.to(device), y.to(device)).double().sum(1))
-    sums = torch.cat(block_nats)
-    variance = sums.var().item() if len(sums) > 1 else 0.0
-    return Score(sums.sum().item(), tokens, text_bytes, variance, len(sums))
+                yield token_nats(model, x.to(device), y.to(device)), y
 
 
 def token_nats(model: GPT, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
-"""What training asks of the outside: batches, a place for checkpoints, ears for events, and other processes."""
+"""What training asks of the outside: batches, a place for checkpoints, and ears for events."""
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -33,15 +32,3 @@ class Tracker(Protocol):
 
     def log(self, event: dict[str, Any]) -> None:
         """One flat JSON object; "event" names its kind, "step" its optimizer step."""
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that train together: this one is `rank` of `count`. A process group has the same three names."""
-
-    rank: int = 0
-    count: int = 1
-
-    def sum(self, x: Tensor) -> Tensor:
-        """x summed over all processes."""
-        return x

@@ -11,15 +11,16 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from smallgpt.application.cuda_graphs import WARM_UP, Graphs
-from smallgpt.application.ports import Batches, Processes
+from smallgpt.application.ports import Batches
 from smallgpt.application.step_result import Running, StepResult, numbers_of
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.optimizers import build_optimizers, load_state_tensors, state_tensors
+from smallgpt.domain.processes import Alone, Processes
 from smallgpt.domain.schedule import Rates
 
 
@@ -31,7 +32,9 @@ class Stepper:
     config: RunConfig
     total_steps: int
     precision: torch.dtype = torch.float32
-    processes: Processes = field(default_factory=Processes)
+    processes: Processes = field(default_factory=Alone)
+    joined: nn.Module | None = None
+    """What `processes.joined` made of the model; the model itself when not given."""
     graphs: Graphs | None = None
     """Where a step is to be captured as a CUDA graph."""
 
@@ -42,6 +45,7 @@ class Stepper:
         self.rates = [Rates(self.config.schedule, peak, self.total_steps) for peak in peaks]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.graded: list[str] = []  # the parameters that got a gradient
+        self.called = self.joined or self.model
 
     @property
     def warm_up(self) -> int:
@@ -86,7 +90,7 @@ class Stepper:
                 self.scaler.unscale_(optimizer)
         named = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         self.graded, gradients = list(named), list(named.values())
-        norms = torch.stack(torch._foreach_norm(gradients))
+        norms = self.processes.whole(torch.stack(torch._foreach_norm(gradients)))
         norm = torch.linalg.vector_norm(norms)
         finite = torch.isfinite(torch.cat([norms, torch.stack([norm, loss])]))
         self._update(norm, ~finite.all())
@@ -103,17 +107,20 @@ class Stepper:
         micro = settings.micro_batch if isinstance(settings.micro_batch, int) else len(inputs)
         total = self.processes.sum((targets != -100).sum()).to(self.device, non_blocking=True)
         loss = torch.zeros((), device=self.device)
-        for x, y in zip(torch.split(inputs, micro), torch.split(targets, micro), strict=True):
-            with self.autocast():
-                summed = self.model(
-                    x.to(self.device, non_blocking=True),
-                    y.to(self.device, non_blocking=True),
-                    label_smoothing=settings.label_smoothing,
-                    z_loss=settings.z_loss,
-                    reduction="sum",
-                )
-            share = summed / total  # of no target at all: 0/0, and the step is skipped
-            self.scaler.scale(share * self.processes.count).backward()
+        parts = list(zip(torch.split(inputs, micro), torch.split(targets, micro), strict=True))
+        for number, (x, y) in enumerate(parts, 1):
+            # gradients of all but the last stay here: they are exchanged once a step
+            with nullcontext() if number == len(parts) else self.processes.apart(self.called):
+                with self.autocast():
+                    summed = self.called(
+                        x.to(self.device, non_blocking=True),
+                        y.to(self.device, non_blocking=True),
+                        label_smoothing=settings.label_smoothing,
+                        z_loss=settings.z_loss,
+                        reduction="sum",
+                    )
+                share = summed / total  # of no target at all: 0/0, and the step is skipped
+                self.scaler.scale(share * self.processes.count).backward()
             loss += share.detach()
         return self.processes.sum(loss), total
 
@@ -127,11 +134,12 @@ class Stepper:
 
     def tensors(self) -> dict[str, Tensor]:
         """Optimizer state by name."""
-        return state_tensors(self.model, self.optimizers)
+        tensors = state_tensors(self.model, self.optimizers)
+        return {name: self.processes.whole(tensor) for name, tensor in tensors.items()}
 
     def restore(self, tensors: dict[str, Tensor], scaler: dict[str, Any]) -> None:
         """Take up optimizer and scaler state. Learning rates follow from the number of the step."""
-        load_state_tensors(self.model, self.optimizers, tensors)
+        load_state_tensors(self.model, self.optimizers, tensors, self.processes.share)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(scaler)
 

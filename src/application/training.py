@@ -92,7 +92,7 @@ class Loop:
         """Train to the planned step. Raises NumericsError after max_skipped bad steps in a row."""
         saved_at = self.step if self.step else -1
         while True:
-            done, stop = self.step == self.stepper.total_steps, self.should_stop()
+            done, stop = self.step == self.stepper.total_steps, self.stepper.processes.any(self.should_stop())
             if done or stop:
                 self._settle()
             if (done or stop) and saved_at != self.step:
@@ -216,7 +216,10 @@ class Loop:
             "seconds": self.seconds,
             "compiled": self.compiled,
         }
-        weights = {k: v for k, v in self.stepper.model.state_dict().items() if k != "lm_head.weight"}  # tied to wte
+        whole = self.stepper.processes.whole
+        weights = {
+            k: whole(v) for k, v in self.stepper.model.state_dict().items() if k != "lm_head.weight"
+        }  # tied to wte
         state = TrainingState(self.step, weights, self.stepper.tensors(), loop)
         self.last_good = self.checkpoints.save(state)
         self.tracker.log({"event": "checkpoint", "step": self.step, "path": self.last_good})
@@ -236,13 +239,13 @@ def plan_steps(stepper: Stepper, batches: Batches, look: Look, max_minutes: floa
     Some steps, one evaluation and one sample are timed; then weights are put back, so that the run itself starts afresh
     with a stepper of its own.
     """
-    budget = 60 * max_minutes
+    budget, agreed = 60 * max_minutes, stepper.processes.of_first
     weights = {name: tensor.clone() for name, tensor in stepper.model.state_dict().items()}
     for step in range(stepper.warm_up):
         stepper(step, batches)
     times: list[float] = []
     trial_end = time.perf_counter() + 0.02 * budget
-    while len(times) < 3 or (time.perf_counter() < trial_end and len(times) < 50):
+    while len(times) < 3 or (agreed(time.perf_counter() < trial_end) and len(times) < 50):
         times.append(_timed(lambda: stepper(1 + len(times), batches)))
     evaluation = _timed(lambda: look.evaluate(stepper.model, stepper.autocast(), False))
     sample = _timed(lambda: look.sample(stepper.model, 0))
@@ -252,7 +255,7 @@ def plan_steps(stepper: Stepper, batches: Batches, look: Look, max_minutes: floa
     a_step = sorted(times)[len(times) // 2]
     looks = evaluation * _times_a_run(config.evaluation.every) + sample * _times_a_run(config.evaluation.sample_every)
     left = budget - (time.perf_counter() - started) - looks
-    steps = max(1, int(0.98 * left / a_step))
+    steps = agreed(max(1, int(0.98 * left / a_step)))
     return steps, f"{1000 * a_step:.0f} ms a step, {looks:.0f} s for evaluation and samples, within {budget:.0f} s"
 
 

@@ -84,7 +84,10 @@ def choose_threads(wanted: int | None) -> Choice:
     """
     if wanted is not None:
         return Choice(str(wanted), "asked for")
-    variable = os.environ.get("OMP_NUM_THREADS", "")
+    variable, beside = os.environ.get("OMP_NUM_THREADS", ""), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if beside > 1:  # torchrun sets OMP_NUM_THREADS to 1 where the user did not
+        share = max(1, cpus.cores() // beside)
+        return Choice(str(share), f"{cpus.cores()} cores shared by {beside} processes")
     if variable.isdecimal() and int(variable) > 0:
         return Choice(variable, "OMP_NUM_THREADS")
     cores, quota = cpus.cores(), cpus.quota()

@@ -2,21 +2,25 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from smallgpt.application.compiling import compile_blocks, keep_if_faster
-from smallgpt.application.ports import Tracker
+from smallgpt.application.ports import Checkpoints, Tracker
 from smallgpt.application.training import Loop, Outcome, plan_steps
 from smallgpt.domain.config import DEFAULT_STEPS, RunConfig, WeightedFolder, steps_of
 from smallgpt.domain.errors import DataError
+from smallgpt.domain.processes import ALONE, Processes
 from smallgpt.domain.state import TrainingState
+from smallgpt.domain.trainable import n_trained
 from smallgpt.infrastructure import checkpoints, devices
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.infrastructure.token_store import TokenStore
 from smallgpt.infrastructure.trackers import JsonLines, Several
 from smallgpt.interfaces.machine import choose_machine
 from smallgpt.interfaces.memory import RunMemory, explaining_shortage, settle
+from smallgpt.interfaces.opening import OpenedModel
 from smallgpt.interfaces.phases import Phases
 from smallgpt.interfaces.resuming import check_resumable, state_to_resume
 from smallgpt.interfaces.run_parts import RunParts, new_model, view_of
@@ -70,16 +74,19 @@ def train(
     out: Path,
     *,
     resume: bool = False,
+    start: OpenedModel | None = None,
     profile: int = 0,
     trackers: list[Tracker] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     warn: Callable[[str], None] = lambda words: None,
     phases: Phases | None = None,
+    processes: Processes = ALONE,
 ) -> Outcome:
     """Train a configuration resolved for `store` into the run folder `out`, from the start or from its newest good checkpoint.
 
-    `profile` is a number of steps to record. `should_stop` is asked at every step boundary; `warn` hears of checkpoints that
-    had to be passed over; `phases` holds what was done before.
+    `start` is the model that training.init names, `profile` a number of steps to record. `should_stop` is asked at every step
+    boundary; `warn` hears of checkpoints that had to be passed over; `phases` holds what was done before. Of several
+    processes, all call this, and the first one writes.
     """
     started = time.perf_counter()
     phases = phases or Phases()
@@ -92,24 +99,34 @@ def train(
     if memory.warning is not None:
         warn(memory.warning)
     run = RunFolder(out)
-    with run.lock():
+    writes = processes.rank == 0
+    with run.lock() if writes else nullcontext():
         saved = None
         if resume:
             check_resumable(run.config(), config)
             saved = state_to_resume(run, config, warn)
-            run.forget_after(saved.step)
+            if writes:
+                run.forget_after(saved.step)
             phases.end("checkpoint")
         if profile and config.training.max_minutes is None:
             from smallgpt.interfaces.profiling import check_length
 
             check_length(profile, (config.training.max_steps or DEFAULT_STEPS) - (saved.step if saved else 0))
-        run.write_config(config)
-        sink = Several([JsonLines(run.metrics_file), *(trackers or [])])
+        if writes:
+            run.write_config(config)
+        sink = Several([JsonLines(run.metrics_file), *(trackers or [])] if writes else [])
         try:
             with explaining_shortage(config, machine, memory):
-                model = new_model(config, machine, saved)
+                model = new_model(config, machine, saved, start)
+                joined = processes.joined(model)
                 phases.end("model")
-                parts = RunParts(config, store, machine, view, model, sink, should_stop, captures=profile == 0)
+                parts = RunParts(
+                    config, store, machine, view, model, sink, should_stop, processes, joined, captures=profile == 0
+                )
+                if start is not None and start.model.config.block_size > config.model.block_size:
+                    parts.say(
+                        f"positions: the first {config.model.block_size} of {start.model.config.block_size} are kept"
+                    )
                 loop = _assemble(parts, run, memory, saved, phases, started)
                 return _run(loop, parts, run, profile)
         finally:
@@ -144,7 +161,7 @@ def _assemble(
     loop = Loop(
         stepper,
         parts.batches(steps_of(config.training.short_windows, total_steps)),
-        checkpoints.RunCheckpoints(run, config.model, parts.store.tokenizer_file, config.checkpoint.keep),
+        _checkpoints(run, parts),
         parts.tracker,
         look,
         should_stop=parts.should_stop,
@@ -156,6 +173,15 @@ def _assemble(
     if saved is not None:
         loop.restore(saved)
     return loop
+
+
+def _checkpoints(run: RunFolder, parts: RunParts) -> Checkpoints:
+    config = parts.config
+    if parts.processes.rank:
+        return checkpoints.NoCheckpoints()
+    return checkpoints.RunCheckpoints(
+        run, config.model, parts.store.tokenizer_file, config.checkpoint.keep, config.training.lora_alpha
+    )
 
 
 def _compile(parts: RunParts, saved: TrainingState | None) -> bool:
@@ -208,7 +234,9 @@ def start_event(parts: RunParts, memory: RunMemory, peak: float, saved: Training
         "precision": machine.precision.value,
         "reasons": machine.reasons() | ({"micro_batch": memory.reason} if memory.reason else {}),
         **memory.event(),
+        "init": settings.init,
         "parameters": parts.model.n_parameters(positions=True),
+        "trained_parameters": n_trained(parts.model),
         "planned_steps": saved.loop["total_steps"] if saved and planned is None else planned,
         "tokens_per_step": settings.batch_size * config.model.block_size,
         "vocab_size": config.model.vocab_size,

@@ -23,6 +23,9 @@ FREE_SETTINGS = {
         "threads",
         "compile",
         "cuda_graphs",
+        "parallel",
+        "reduce",
+        "process_timeout",
         "max_skipped",
     },
     "data": {"path", "corpus", "tokenizer", "vocab_size"},  # its sha256 may not

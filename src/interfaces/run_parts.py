@@ -2,24 +2,31 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
 from smallgpt.application.compiling import as_it_is
 from smallgpt.application.cuda_graphs import Graphs
 from smallgpt.application.ports import Batches, Tracker
 from smallgpt.application.step import Stepper
 from smallgpt.application.training import Look
-from smallgpt.domain.config import INITIAL_STD, RunConfig
+from smallgpt.domain.config import RunConfig
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.initialisation import sinusoidal_positions
+from smallgpt.domain.processes import Processes
 from smallgpt.domain.state import TrainingState
+from smallgpt.domain.trainable import choose_trainable
+from smallgpt.domain.training_config import INITIAL_STD
 from smallgpt.infrastructure.device_batches import batches_on
 from smallgpt.infrastructure.mixture import training_view
 from smallgpt.infrastructure.token_store import TokenStore
 from smallgpt.infrastructure.windows import ShortThenFull, View
 from smallgpt.interfaces.looking import evaluator, sampler
 from smallgpt.interfaces.machine import Machine
+from smallgpt.interfaces.opening import OpenedModel
+from smallgpt.interfaces.starting import weights_of
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,16 @@ class RunParts:
     model: GPT
     tracker: Tracker
     should_stop: Callable[[], bool]
+    processes: Processes
+    joined: nn.Module
+    """The model as all processes train it together."""
     captures: bool
     """Whether a step may become a CUDA graph, where the machine is for it: a profile tells single operations apart."""
 
     def stepper(self, total_steps: int) -> Stepper:
         """A fresh optimizer and schedule for that many steps."""
         graphs = Graphs(self.machine.device) if self.captures and self.machine.graphs.value == "on" else None
-        return Stepper(self.model, self.config, total_steps, self.machine.dtype, graphs=graphs)
+        return Stepper(self.model, self.config, total_steps, self.machine.dtype, self.processes, self.joined, graphs)
 
     def batches(self, short_steps: int) -> Batches:
         """The run's batches where the machine wants them, the first `short_steps` in windows half as long."""
@@ -54,12 +64,27 @@ class RunParts:
 
     def look(self) -> Look:
         """How the loop looks at the model: as it is, so that compiled forms are left to training."""
+        sample = sampler(self.config.evaluation, self.config.training.seed, self.store.tokenizer, self.store.vocab_size)
+
+        def sample_of_whole(model: GPT, step: int) -> dict[str, Any]:
+            whole = self._whole(model)
+            return {} if whole is None else sample(whole, step)
+
         return Look(
-            as_it_is(evaluator(self.store, self.config.evaluation.max_tokens)),
-            as_it_is(
-                sampler(self.config.evaluation, self.config.training.seed, self.store.tokenizer, self.store.vocab_size)
-            ),
+            as_it_is(evaluator(self.store, self.config.evaluation.max_tokens, self.processes)),
+            as_it_is(sample_of_whole),
         )
+
+    def _whole(self, model: GPT) -> GPT | None:
+        """The model for the first process, which alone shows samples; put together where each holds a share of it."""
+        if not self.processes.shards:
+            return model if self.processes.rank == 0 else None
+        weights = {name: self.processes.whole(tensor) for name, tensor in model.state_dict().items()}
+        if self.processes.rank:
+            return None
+        whole = GPT(model.config, model.ops).to(self.machine.device)
+        whole.load_state_dict(weights)
+        return whole
 
     def say(self, words: str) -> None:
         """Keep a line in the run's record, and show it."""
@@ -72,8 +97,12 @@ def view_of(config: RunConfig, store: TokenStore, block_size: int) -> View:
     return training_view(store, weights, config.data.windows, block_size=block_size, seed=config.training.seed)
 
 
-def new_model(config: RunConfig, machine: Machine, saved: TrainingState | None) -> GPT:
-    """A model as the run's settings start it, or the saved one, on the machine's device."""
+def new_model(
+    config: RunConfig, machine: Machine, saved: TrainingState | None, start: OpenedModel | None = None
+) -> GPT:
+    """A model as the run's settings start it, from `start`'s weights if there are such, or the saved one; on the machine's
+    device. Raises ConfigError when nothing of it is to be trained.
+    """
     torch.manual_seed(config.training.seed)
     model = GPT(config.model, machine.kernels.ops)
     model.transformer.recomputes_blocks = config.training.activation_checkpointing
@@ -81,6 +110,12 @@ def new_model(config: RunConfig, machine: Machine, saved: TrainingState | None) 
     if config.training.positions == "sinusoidal":
         table = sinusoidal_positions(config.model.block_size, config.model.n_embd)
         model.transformer.wpe.weight.data.copy_(table)
+    if start is not None:
+        model.load_state_dict(
+            weights_of(start, config), assign=True
+        )  # the same memory: no second copy of a large model
+        model.lm_head.weight = model.transformer.wte.weight
+    choose_trainable(model, config.training)
     if saved is not None:
         model.load_state_dict(saved.weights)
     return model.to(machine.device)

@@ -19,6 +19,7 @@ from smallgpt.domain.errors import SmallGPTError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.metrics import Score
 from smallgpt.domain.state import TrainingState
+from smallgpt.domain.trainable import choose_trainable
 
 
 @dataclass
@@ -93,6 +94,7 @@ class MakeLoop:
     ) -> Loop:
         torch.manual_seed(config.training.seed)
         model = model or GPT(config.model)
+        choose_trainable(model, config.training)
         if state is not None:
             weights = {**state.weights, "lm_head.weight": state.weights["transformer.wte.weight"]}
             model.load_state_dict(weights)

@@ -25,6 +25,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "adamw": ("fp32", {"schedule": {"name": "cosine"}}),
     "muon": ("fp32", {"optimizer": {"name": "muon"}, "schedule": {"name": "wsd", "warmup": 3}}),
+    "frozen": ("fp32", {"optimizer": {"name": "muon"}, "training": {"freeze": "embeddings,blocks.0"}}),
+    "lora": ("fp32", {"training": {"lora_rank": 2, "lora_targets": "c_attn,mlp.c_proj"}}),
     "fp16": ("fp16", {"schedule": {"name": "warm-restarts", "restart": 5, "warmup": 2}}),
 }
 
@@ -66,12 +68,13 @@ class Runs:
 
     def config(self) -> RunConfig:
         plain: dict[str, Any] = {
-            "training": {"batch_size": 4, "max_steps": STEPS},
             "evaluation": {"every": 3, "sample_every": 5},
             "checkpoint": {"every": 4, "keep": 2},
         }
         model = self.model.model_copy(update={"dropout": 0.1})
-        return RunConfig.model_validate({"model": model, **plain, **VARIANTS[self.variant][1]})
+        own = VARIANTS[self.variant][1]
+        training = {"batch_size": 4, "max_steps": STEPS, **own.get("training", {})}
+        return RunConfig.model_validate({"model": model, **plain, **own, "training": training})
 
     def sit(self, folder: Path, **interruption: int | None) -> Loop:
         """Start, or resume when there is a checkpoint; end when interrupted or finished."""

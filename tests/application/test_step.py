@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from smallgpt.application.ports import Batches, Processes
+from smallgpt.application.ports import Batches
 from smallgpt.application.step import Stepper
 from smallgpt.domain.config import GPTConfig, RunConfig
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.ops import TORCH_OPS
+from smallgpt.domain.processes import Alone
 
 Gradients = dict[str, Tensor]
 Weights = dict[str, Tensor]
@@ -208,7 +209,7 @@ def test_an_overflowing_loss_scale_is_halved_until_it_fits(tiny: GPTConfig, make
     assert stepper.scaler.get_scale() < 2.0**23
 
 
-class OneOf(Processes):
+class OneOf(Alone):
     """This process among `count` alike: every count of valid tokens is the same on all of them."""
 
     def sum(self, x: Tensor) -> Tensor:

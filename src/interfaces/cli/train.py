@@ -15,7 +15,9 @@ from smallgpt.interfaces.cli.flags import Whole
 
 if TYPE_CHECKING:
     from smallgpt.application.training import Outcome
+    from smallgpt.domain.processes import Processes
     from smallgpt.interfaces.cli.display import Display
+    from smallgpt.interfaces.opening import OpenedModel
     from smallgpt.interfaces.phases import Phases
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
@@ -30,6 +32,7 @@ def train(
     data: Annotated[tuple[str, ...], Parameter(negative="", show_default=False, metavar="FOLDER")] = (),
     out: Path | None = None,
     resume: Path | None = None,
+    init: Annotated[str | None, Parameter(metavar="MODEL")] = None,
     track: Annotated[tuple[TrackerName, ...], Parameter(negative="", show_default=False)] = (),
     profile: Annotated[Whole | None, Parameter(validator=Number(gte=1))] = None,
     **flags: Any,
@@ -48,6 +51,7 @@ def train(
       smallgpt train --config my.toml --out runs/first
       smallgpt train demo --training.max-steps 20 --profile 3
       smallgpt train --resume runs/first
+      smallgpt train --init runs/first --data data/letters --training.lora-rank 8
 
     Args:
         preset: Settings that come with smallgpt.
@@ -55,49 +59,99 @@ def train(
         data: Data folder made by `smallgpt prepare`; several are mixed by weight: --data FOLDER=WEIGHT for each.
         out: Run folder to make. Default: runs/ and the preset's or data folder's name, numbered when that is taken.
         resume: Run to go on with; its settings are the base, and flags change them.
+        init: Model to start from instead of random weights: a run, or a folder or file of another tool.
         track: Log to this tracker too; may be repeated.
         profile: Record so many steps, after three: a trace and a table of operations in RUN/profile.
     """
-    resolved = settings.resolve(*_layers(preset, config, resume, flags | _data_flags(data)))
-    run = _run_folder(preset, resolved, out, resume)
+    resolved = settings.resolve(*_layers(preset, config, resume, flags | _data_flags(data) | _init_flags(init)))
+    place = None
+    if "RANK" not in os.environ:  # before anything is loaded; of several processes the first one chooses it later
+        place = _run_folder(preset, resolved, out, resume), resume is not None
 
     if profile is not None:  # the profiler reads it when torch is loaded, and else announces itself on stderr
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    from smallgpt.infrastructure.token_store import open_store
-    from smallgpt.interfaces import composition
-    from smallgpt.interfaces.cli.display import Display, PatientConsole
+    from smallgpt.interfaces.launch import joined_processes
     from smallgpt.interfaces.phases import Phases
-    from smallgpt.interfaces.resuming import check_same_data
-    from smallgpt.interfaces.signals import stop_signals
 
     phases = Phases.of_command()
     phases.end("imports")
-    console = PatientConsole()
-    folders = _data_folders(resolved, console, phases)
-    vocab_size_given = "vocab_size" in resolved.model.model_fields_set
+    with joined_processes(resolved) as processes:
+        first = processes.rank == 0
+        place = place or processes.of_first(_place(preset, resolved, out, resume) if first else (Path(), False))
+        return _train(resolved, *place, track, profile or 0, processes, phases)
+
+
+def _train(
+    config: RunConfig,
+    run: Path,
+    resumes: bool,
+    track: tuple[TrackerName, ...],
+    profile: int,
+    processes: "Processes",
+    phases: "Phases",
+) -> int:
+    """The run itself, in each of its processes; the first one prepares data, and shows it."""
+    from smallgpt.infrastructure.token_store import open_store
+    from smallgpt.interfaces import composition
+    from smallgpt.interfaces.cli.display import Display, PatientConsole
+    from smallgpt.interfaces.launch import remember_launch
+    from smallgpt.interfaces.resuming import check_same_data
+    from smallgpt.interfaces.signals import stop_signals
+    from smallgpt.interfaces.starting import check_data, with_model_of
+
+    first = processes.rank == 0
+    console = PatientConsole(quiet=not first)
+    start = None if resumes else _start(config, console, processes)
+    if start is not None:
+        config = with_model_of(config, start)
+        phases.end("model to start from")
+    folders = _data_folders(config, console, phases) if first else ()
+    processes.wait_for_first()
+    folders = processes.of_first(folders)
+    vocab_size_given = start is not None or "vocab_size" in config.model.model_fields_set
     store = open_store(*folders)
     _ = store.tokenizer  # a wrong one is noticed now, and not by the first sample
-    if resume is not None:
-        check_same_data(resolved, store)
-    resolved = composition.resolve(resolved, store, vocab_size_given=vocab_size_given)
+    if resumes:
+        check_same_data(config, store)
+    if start is not None:
+        check_data(store, start, str(config.training.init))
+    config = composition.resolve(config, store, vocab_size_given=vocab_size_given)
     phases.end("data")
-    trackers = _open_trackers(track, run, resolved)
+    if first:
+        remember_launch(run)
+    trackers = _open_trackers(track, run, config) if first else []
     if track:
         phases.end("trackers")
     with Display(console) as display, stop_signals() as stop:
         outcome = composition.train(
-            resolved,
+            config,
             store,
             run,
-            resume=resume is not None,
-            profile=profile or 0,
+            resume=resumes,
+            start=start,
+            profile=profile,
             trackers=[display, *trackers],
             should_stop=stop,
             warn=display.say,
             phases=phases,
+            processes=processes,
         )
-    _say_what_next(display, run, outcome, resolved.evaluation.prompt)
+    if first:
+        _say_what_next(display, run, outcome, config.evaluation.prompt)
     return stop.exit_code if outcome.reason == "interrupted" else 0
+
+
+def _start(config: RunConfig, console: Any, processes: "Processes") -> "OpenedModel | None":
+    """The model that training.init names; one on the hub is fetched by the first process alone."""
+    if config.training.init is None:
+        return None
+    from smallgpt.interfaces.cli.progress import shown
+    from smallgpt.interfaces.starting import open_start
+
+    with shown(console) as progress:
+        start = open_start(config.training.init, progress) if processes.rank == 0 else None
+    processes.wait_for_first()
+    return start or open_start(config.training.init)
 
 
 def _layers(
@@ -108,7 +162,10 @@ def _layers(
     if resume is not None:
         yield settings.run_layer(resume)
     if preset is not None:
-        yield settings.preset_layer(preset)
+        recipe = settings.preset_layer(preset)
+        if "training__init" in flags:  # the sizes come from there
+            recipe.values.pop("model", None)
+        yield recipe
     if config is not None:
         yield settings.file_layer(config)
     yield settings.flag_layer(flags)
@@ -125,14 +182,29 @@ def _run_folder(preset: str | None, config: RunConfig, out: Path | None, resume:
         raise ConfigError(
             f"nothing to train on: name a preset ({presets}),\nor give --data FOLDER, made by `smallgpt prepare`"
         )
-    name = preset or "-".join(folder.name for folder in config.data.folders) or str(config.data.corpus)
     if out is None:
-        return _first_free(Path("runs") / name)
+        return _first_free(Path("runs") / _name(preset, config))
     if _is_taken(out):
         resumable = any((out / "checkpoints").glob("step-*"))
         how = f"`smallgpt train --resume {out}` goes on with it" if resumable else "it has no checkpoint to go on from"
         raise ConfigError(f"{out} is there already; {how}.\nFor a new run choose another folder with --out.")
     return out
+
+
+def _name(preset: str | None, config: RunConfig) -> str:
+    return preset or "-".join(folder.name for folder in config.data.folders) or str(config.data.corpus)
+
+
+def _place(preset: str | None, config: RunConfig, out: Path | None, resume: Path | None) -> tuple[Path, bool]:
+    """The run folder, and whether its run goes on: because that was asked for, or because torchrun started it again."""
+    from smallgpt.interfaces.launch import run_of_this_launch
+
+    if resume is None:
+        name = _name(preset, config)
+        again = run_of_this_launch([out] if out is not None else sorted(Path("runs").glob(f"{name}*")))
+        if again is not None:
+            return again, any((again / "checkpoints").glob("step-*"))
+    return _run_folder(preset, config, out, resume), resume is not None
 
 
 def _first_free(run: Path) -> Path:
@@ -159,6 +231,11 @@ def _data_flags(data: tuple[str, ...]) -> dict[str, Any]:
             return {"data__path": folder}
         case _:
             return {"data__mixture": list(data)}
+
+
+def _init_flags(init: str | None) -> dict[str, Any]:
+    """--init as the setting it is short for."""
+    return {} if init is None else {"training__init": init}
 
 
 def _data_folders(config: RunConfig, console: Any, phases: "Phases") -> tuple[Path, ...]:
@@ -205,6 +282,7 @@ def _say_what_next(display: "Display", run: Path, outcome: "Outcome", prompt: st
 
 def _tell_a_story(display: "Display", run: Path, prompt: str) -> None:
     """The finished model's continuation of the run's prompt, up to end-of-text."""
+    from smallgpt.domain.errors import DataError
     from smallgpt.domain.sampling import Sampling
     from smallgpt.interfaces.continuing import Continuation, Continuer, Settings
     from smallgpt.interfaces.opening import open_model
@@ -212,6 +290,9 @@ def _tell_a_story(display: "Display", run: Path, prompt: str) -> None:
     opened = open_model(run)
     if opened.tokenizer is not None:
         story = Continuation(prompt, seed=0)
-        for _ in Continuer(opened).run([story], Settings(Sampling(temperature=0.5), max_new_tokens=400)):
-            pass
+        try:
+            for _ in Continuer(opened).run([story], Settings(Sampling(temperature=0.5), max_new_tokens=400)):
+                pass
+        except DataError:  # a table of characters without one of the prompt's
+            return
         display.say(f"\n{prompt}{story.text}\n")

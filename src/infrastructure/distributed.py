@@ -1,0 +1,229 @@
+"""Processes that train together, as torchrun starts them: torch.distributed over gloo on CPUs and NCCL on GPUs."""
+
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket, PrefixStore, Store
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from smallgpt.domain.errors import ConfigError, HardwareError
+from smallgpt.domain.gpt import GPT
+
+Value = TypeVar("Value")
+
+CPU = torch.device("cpu")
+PREPARING = timedelta(days=1)
+"""How long the others wait while the first prepares data: as long as it takes."""
+LOST = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|timed out|timeout|socket|rendezvous|nccl|gloo", re.IGNORECASE
+)
+"""What errors of torch.distributed have in common: their types are those of any other error."""
+
+
+def launched() -> tuple[int, int] | None:
+    """(this process's rank, how many there are) where a launcher such as torchrun started it; else None."""
+    rank, count = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    return (int(rank), int(count)) if rank is not None and count is not None else None
+
+
+def local_count() -> int:
+    """Processes of this training on this machine; 1 where no launcher says otherwise."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def local_device(device: torch.device) -> torch.device:
+    """The GPU of this process among those of its machine. Raises ConfigError for one that was named for all of them."""
+    if device.type != "cuda" or launched() is None:
+        return device
+    if str(device) != "cuda":
+        raise ConfigError(
+            f"training.device is {device}, which every process would take; use cuda or auto with torchrun"
+        )
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+class ProcessGroup:
+    """What the processes of a launch tell each other: the common part of `Replicas` and `Shards`."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Of a process group that is there already."""
+        self.device, self.rank, self.count = device, dist.get_rank(), dist.get_world_size()
+
+    def sum(self, x: Tensor) -> Tensor:
+        """See Processes."""
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """See Processes. On the host, so that no GPU is waited for."""
+        found = torch.tensor(flag, dtype=torch.int32)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
+
+    def of_first(self, value: Value) -> Value:
+        """See Processes."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=CPU)
+        return box[0]
+
+    def of_all(self, value: Value) -> list[Value]:
+        """Everybody's value, in the order of ranks."""
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait_for_first(self) -> None:
+        """See Processes."""
+        dist.monitored_barrier(timeout=PREPARING)
+
+
+class Replicas(ProcessGroup):
+    """Each process holds the whole model and its optimizer state (DistributedDataParallel): a domain.processes.Processes."""
+
+    shards = False
+
+    def __init__(self, device: torch.device, reduce: Literal["fp32", "bf16"] = "fp32") -> None:
+        """`reduce` is the precision in which gradients travel."""
+        super().__init__(device)
+        self.reduce = reduce
+
+    def joined(self, model: GPT) -> nn.Module:
+        """See Processes. The first one's weights become everybody's."""
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        module = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        if self.reduce == "bf16":
+            module.register_comm_hook(None, _mean_in_bf16)
+        return module
+
+    def apart(self, joined: nn.Module) -> AbstractContextManager[object]:
+        """See Processes."""
+        assert isinstance(joined, DistributedDataParallel), "or joined() did not make it"
+        return joined.no_sync()
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """See Processes."""
+        return tensor
+
+    def share(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """See Processes."""
+        return tensor
+
+
+class Shards(ProcessGroup):
+    """Each process holds its share of weights, gradients and optimizer state (FSDP2): a domain.processes.Processes.
+
+    The blocks' weights are gathered one block at a time, forwards and again backwards.
+    """
+
+    shards = True
+
+    def __init__(self, device: torch.device, reduce: Literal["fp32", "bf16"] = "fp32") -> None:
+        """`reduce` is the precision in which gradients travel."""
+        super().__init__(device)
+        self.mesh = init_device_mesh(device.type, (self.count,))
+        self.policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if reduce == "bf16" else None)
+
+    def joined(self, model: GPT) -> nn.Module:
+        """See Processes."""
+        for module in (*model.transformer.h, model):
+            fully_shard(module, mesh=self.mesh, mp_policy=self.policy)
+        model.register_forward_hook(_reshard_unless_trained)
+        return model
+
+    @contextmanager
+    def apart(self, joined: nn.Module) -> Iterator[None]:
+        """See Processes."""
+        assert isinstance(joined, FSDPModule), "or joined() did not make it"
+        joined.set_requires_gradient_sync(False)
+        yield
+        joined.set_requires_gradient_sync(True)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """See Processes."""
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def share(self, tensor: Tensor, like: Tensor) -> Tensor:
+        """See Processes."""
+        if not isinstance(like, DTensor) or tensor.shape != like.shape:
+            return tensor
+        return distribute_tensor(tensor, like.device_mesh, like.placements)
+
+
+def _reshard_unless_trained(model: nn.Module, *_: object) -> None:
+    """FSDP2 leaves the outermost weights gathered for a backward pass, which after an evaluation does not come."""
+    assert isinstance(model, FSDPModule), "or joined() did not make it"
+    if not torch.is_grad_enabled():
+        model.reshard()
+
+
+def _mean_in_bf16(_: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """The mean of everybody's gradients, sent as bf16. torch's own hook wants NCCL."""
+    gradients = bucket.buffer()
+    sent = (gradients / dist.get_world_size()).bfloat16()
+    work = dist.all_reduce(sent, async_op=True)
+    assert work is not None, "or this process is not among them"
+    copied: torch.futures.Future[Tensor] = work.get_future().then(lambda done: gradients.copy_(done.value()[0]))
+    return copied
+
+
+def _of_this_round(store: Store, rank: int, count: int) -> Store:
+    """The part of the launcher's store that this round of processes alone reads and writes.
+
+    torchrun restarts processes with the store that the dead ones wrote their addresses into, and gloo would call those.
+    The first process names the round; another takes the name once the first has answered to the other's own.
+    """
+    if rank == 0:
+        name = uuid4().hex
+        store.set("round", name)
+        for other in range(1, count):
+            store.set(f"{name}/{store.get(f'{name}/{other}').decode()}", "welcome")
+        return PrefixStore(name, store)
+    own = uuid4().hex
+    while True:
+        name = store.get("round").decode()
+        store.set(f"{name}/{rank}", own)
+        if store.check([f"{name}/{own}"]):
+            return PrefixStore(name, store)
+        time.sleep(0.02)
+
+
+@contextmanager
+def process_group(device: torch.device, seconds: float) -> Iterator[None]:
+    """Join the other processes of the launch; leave them at the end.
+
+    `seconds` is how long one waits for another before it gives up. Raises HardwareError when the others are gone.
+    """
+    # of FSDP2, about blocks that return views: nothing here changes them in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
+        store, rank, count = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        store = _of_this_round(store, rank, count)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timedelta(seconds=seconds))
+        yield
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        words = str(error).strip().splitlines()[0][:160]
+        raise HardwareError(
+            f"the other processes were lost or took more than {seconds:g} s: {words}.\n"
+            "The one that failed says why; `smallgpt train --resume RUN` goes on from the last checkpoint."
+        ) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,141 @@
+"""What goes wrong in one process ends all of them soon, with its own words, and loses nothing that was saved."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallgpt.infrastructure.run_folder import RunFolder
+from smallgpt.interfaces.cli import main
+from tests.scale_out.conftest import Launch, Launched
+
+FAULTY = str(Path(__file__).with_name("faulty.py"))
+STEPS = 12
+TINY = [
+    "--model.n-layer=1",
+    "--model.n-head=2",
+    "--model.n-embd=16",
+    "--model.block-size=32",
+    "--model.dropout=0",
+    "--training.batch-size=4",
+    "--training.precision=fp32",
+    "--training.threads=1",
+    "--schedule.warmup=2",
+    "--evaluation.sample-every=0",
+    "--evaluation.sample-tokens=8",
+    "--evaluation.every=4",
+    "--evaluation.max-tokens=2000",
+    "--checkpoint.every=4",
+]
+AT_ONCE = 30.0  # seconds from a fault to the end
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data/ of bytes, and runs/alone of one process."""
+    folder = tmp_path_factory.mktemp("made")
+    stories = [f"Once Mia had {n} hats and a dog, and {n % 7} kites." for n in range(200)]
+    (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for words in (
+            ["prepare", "text", "stories.txt", "--tokenizer", "bytes", "--out", "data"],
+            ["train", "--data", "data", "--out", "runs/alone", f"--training.max-steps={STEPS}", *TINY],
+        ):
+            with pytest.raises(SystemExit) as left:
+                main(words)
+            assert left.value.code == 0
+    return folder
+
+
+def events(made: Path, run: str, kind: str = "train") -> list[dict[str, Any]]:
+    return [event for event in RunFolder(made / "runs" / run).metrics() if event["event"] == kind]
+
+
+def losses(made: Path, run: str) -> dict[int, float]:
+    return {event["step"]: event["loss"] for event in events(made, run)}
+
+
+def assert_same_losses(made: Path, run: str) -> None:
+    assert losses(made, run) == pytest.approx(losses(made, "alone"), rel=1e-5)
+    assert len(losses(made, run)) == STEPS
+
+
+def train(
+    launch: Launch, made: Path, run: str, fault: dict[str, Any], *words: str, n: int = 2, restarts: int = 0
+) -> Launched:
+    command = ["train", "--data", "data", "--out", f"runs/{run}", f"--training.max-steps={STEPS}", *TINY, *words]
+    return launch(
+        n, FAULTY, *command, options=(f"--max-restarts={restarts}",), cwd=made, FAULT=json.dumps({"rank": 1, **fault})
+    )
+
+
+@pytest.mark.parametrize("where", ["forward", "all-reduce", "evaluate", "save"])
+def test_a_killed_process_ends_the_others(launch: Launch, made: Path, where: str) -> None:
+    done = train(launch, made, f"killed-{where}", {"step": 3, "where": where, "how": "kill"})
+    assert done.code == 1
+    assert "smallgpt: the other processes were lost" in done.err
+    assert "internal error" not in done.err
+
+
+def test_an_error_in_one_process_is_told_in_its_words(launch: Launch, made: Path) -> None:
+    done = train(launch, made, "raised", {"step": 5, "where": "forward", "how": "raise"})
+    assert done.code == 1
+    assert "ZeroDivisionError: only here" in done.err
+    assert [path.name for path in RunFolder(made / "runs" / "raised").checkpoints()] == ["step-00000004"]
+
+
+def test_a_process_that_hangs_is_not_waited_for_longer_than_asked(launch: Launch, made: Path) -> None:
+    began = time.monotonic()
+    done = train(launch, made, "hung", {"step": 5, "where": "forward", "how": "hang"}, "--training.process-timeout=5")
+    assert done.code == 1
+    assert "smallgpt: the other processes were lost or took more than 5 s" in done.err
+    assert time.monotonic() - began < 5 + 2 * AT_ONCE, "imports included"
+
+
+def test_nan_in_one_process_is_skipped_by_all(launch: Launch, made: Path) -> None:
+    fault = {"step": 5, "where": "forward", "how": "nan"}
+    done = train(launch, made, "nan", fault, "--training.max-skipped=3")
+    assert "smallgpt: 3 steps in a row were not finite, the last at step 8" in done.err
+    assert [event["step"] for event in events(made, "nan", "skip")] == [6, 7, 8]
+
+
+def test_torchrun_restarts_from_the_last_checkpoint(launch: Launch, made: Path) -> None:
+    done = train(launch, made, "restarted", {"step": 6, "where": "forward", "how": "kill"}, restarts=1)
+    assert done.code == 0, done.err
+    assert "resumed  from step 4" in done.out
+    assert_same_losses(made, "restarted")
+
+
+def test_a_stop_asked_of_one_process_stops_all_at_one_step(launch: Launch, made: Path) -> None:
+    done = train(launch, made, "stopped", {"step": 5, "where": "forward", "how": "terminate"})
+    assert "stopped after step 6 and saved" in done.out
+    assert [path.name for path in RunFolder(made / "runs" / "stopped").checkpoints()] == [
+        "step-00000004",
+        "step-00000006",
+    ]
+    with pytest.MonkeyPatch.context() as patch:  # and one process goes on where two were
+        patch.chdir(made)
+        with pytest.raises(SystemExit) as left:
+            main(["train", "--resume", "runs/stopped"])
+    assert left.value.code == 0
+    assert_same_losses(made, "stopped")
+
+
+def test_shards_are_saved_whole_and_resumed_by_another_number(launch: Launch, made: Path) -> None:
+    sharded = "--training.parallel=fsdp2"
+    train(launch, made, "sharded", {"step": 5, "where": "forward", "how": "terminate"}, sharded, n=3)
+    assert RunFolder(made / "runs" / "sharded").checkpoints()[-1].name == "step-00000006"
+    done = launch(2, FAULTY, "train", "--resume", "runs/sharded", sharded, cwd=made, FAULT='{"rank": -1}')
+    assert done.code == 0, done.err
+    assert_same_losses(made, "sharded")
+
+
+def test_processes_with_different_settings_are_refused(launch: Launch, made: Path) -> None:
+    done = train(launch, made, "different", {"words": ["--training.clip-norm=0.5"]})
+    assert "processes 0 and 1 have different settings: training.clip_norm 1.0 and 0.5" in done.err
+    assert not (made / "runs" / "different").exists()
