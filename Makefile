@@ -9,7 +9,7 @@ READY := .venv/.ready
 # Idle threads sleep instead of spinning: two test processes share two cores.
 TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2
 
-.PHONY: help install demo test test-slow browser chromium lint bench gpu-check tune clean
+.PHONY: help install demo test test-slow browser chromium lint bench ecosystem gpu-check tune clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -62,6 +62,16 @@ bench: $(READY)  ## operations beside torch's own, two minutes; fails if one is 
 
 gpu-check:  ## the kernels on this machine's GPU: parity, times, training (needs torch, triton, pytest; no .venv)
 	PYTHONPATH=typings $(PYTHON) -m tests.gpu_check
+
+# The harness wants older packages than ours, so it gets a .venv of its own.
+ECOSYSTEM := .cache/ecosystem
+
+ecosystem:  ## lm-evaluation-harness beside `smallgpt evaluate` on runs/demo, some minutes
+	$(PYTHON) -m venv $(ECOSYSTEM)
+	$(ECOSYSTEM)/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(ECOSYSTEM)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hf]'
+	$(ECOSYSTEM)/bin/pip install --quiet --disable-pip-version-check lm_eval==0.4.13
+	$(ECOSYSTEM)/bin/python tests/ecosystem/lm_eval_agrees.py runs/demo
 
 OPERATION ?= attention
 ARCHITECTURE ?= sm_75 sm_80 sm_86 sm_89 sm_90 sm_100 sm_120 gfx942

@@ -12,13 +12,19 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from smallgpt.infrastructure.formats import gguf_files, hugging_face, onnx_files
 from smallgpt.interfaces.cli import COMMANDS, _application, main
 from smallgpt.interfaces.cli.settings import preset_names
+from tests.infrastructure.formats.folders import as_openai
+from tests.infrastructure.formats.untrained import untrained
+from tests.interfaces.written_model import write_model
+from tests.loopback.hub import Hub, hub_of_this_process
 from tests.loopback.model_server import model_server
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +63,8 @@ SHORTER: dict[str, dict[str, str]] = {
     "prepare hub": {"--tokenizer": "bytes"},  # the usual one needs tiktoken's files
     "prepare tinystories": {"--tokenizer": "bytes"},
 }
+EXPORTED = {"exports/demo": hugging_face, "exports/gguf": gguf_files, "exports/onnx": onnx_files}
+"""Folders that the Python of a page takes for granted."""
 DOCUMENTED_SERVER = "http://127.0.0.1:8000"
 STEPS_TO_ONE = 50  # so many steps of a page become one; "200, then 300 more" stays in proportion
 
@@ -137,6 +145,9 @@ def run_line(line: str) -> None:
         case ["smallgpt", "kernels", "compile", *_]:  # where the kernels are not the interpreter's
             outside = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
             subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True, timeout=240, env=outside)
+        case ["smallgpt", "import", "openai-community/gpt2", *_]:
+            with hub_with_gpt2():
+                assert typed("", words[1:]) == 0, line
         case ["smallgpt", "serve", *_]:
             started_and_stopped(shortened(words[1:]))
         case ["curl", *_] if DOCUMENTED_SERVER in line:
@@ -147,6 +158,8 @@ def run_line(line: str) -> None:
             assert typed("", arguments) == 0, line
         case ["echo" | "printf" as how, text, "|", "smallgpt", *arguments]:
             assert typed(f"{text}\n" if how == "echo" else text.replace("\\n", "\n"), arguments) == 0, line
+        case ["torchrun", *_] if "-m" in words:  # one process of it: tests/scale_out starts several
+            run_line(shlex.join(words[words.index("-m") + 1 :]))
         case ["python" | ".venv/bin/python", script, *_] if script.endswith(".py"):
             path = str(ROOT / script)
             subprocess.run([sys.executable, path, "--help"], check=True, capture_output=True, timeout=60)
@@ -156,6 +169,17 @@ def run_line(line: str) -> None:
                 assert list(Path().glob(f"{path}/{name}")), name
         case _:
             pytest.fail(f"no way is known to run {line!r}; teach this test, or change the page")
+
+
+@contextmanager
+def hub_with_gpt2() -> Iterator[None]:
+    """A hub that has a model of GPT-2's name, but not of its size."""
+    as_openai(Path("gpt2-of-the-hub"))
+    files = {path.name: path.read_bytes() for path in Path("gpt2-of-the-hub").iterdir()}
+    with pytest.MonkeyPatch.context() as patch:
+        hub = Hub("openai-community/gpt2", files, "models")
+        with hub_of_this_process(hub, Path("home"), patch):
+            yield
 
 
 def started_and_stopped(words: list[str]) -> None:
@@ -194,33 +218,37 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_work_in_their_order(page: str, newcomer: Path) -> None:
-    commands = [
-        line
-        for block in blocks(page)
-        if block.language in ("", "sh", "bash", "console")
-        for line in block.text.splitlines()
-    ]
-    for line in commands:
-        run_line(line.removeprefix("$ "))
+    for block in blocks(page):
+        if block.language in ("", "sh", "bash", "console"):
+            for line in block.text.splitlines():
+                run_line(line.removeprefix("$ "))
+        elif block.text.startswith("# makes "):  # files that the commands below it take
+            exec(compile(block.text, f"{page}:{block.line}", "exec"), {})
 
 
-@pytest.mark.parametrize(
-    "block",
-    [block for page in PAGES for block in blocks(page) if block.language == "python"],
-    ids=lambda block: f"{block.page}:{block.line}",
-)
-def test_the_python_of_a_page_works(block: Block, newcomer: Path) -> None:
-    text, where = block.text, f"{block.page}:{block.line}"
-    if DOCUMENTED_SERVER not in text:
-        exec(compile(text, where, "exec"), {})
-        return
-    with model_server(name="demo") as server:
-        exec(compile(text.replace(DOCUMENTED_SERVER, server.url), where, "exec"), {})
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.language == "python" for block in blocks(page))])
+def test_the_python_of_a_page_works(page: str, newcomer: Path) -> None:
+    """Its blocks in their order, in one program; runs/demo is a small model."""
+    write_model(newcomer / "runs" / "demo")
+    program: dict[str, object] = {}
+    for block in blocks(page):
+        text, where = block.text, f"{page}:{block.line}"
+        if block.language != "python":
+            continue
+        for folder, module in EXPORTED.items():
+            if folder in text and not (newcomer / folder).exists():
+                (newcomer / folder).mkdir(parents=True)
+                module.write(untrained(block_size=64), newcomer / folder)
+        if DOCUMENTED_SERVER not in text:
+            exec(compile(text, where, "exec"), program)
+            continue
+        with model_server(name="demo") as server:
+            exec(compile(text.replace(DOCUMENTED_SERVER, server.url), where, "exec"), program)
 
 
 def test_the_pages_are_found_and_every_block_is_of_a_kind_that_is_tested() -> None:
     found = [block for page in PAGES for block in blocks(page)]
-    assert {block.language for block in found} <= {"", "sh", "bash", "console", "python", "toml"}
+    assert {block.language for block in found} <= {"", "sh", "bash", "console", "python", "text", "toml"}
     lines = [line for block in found for line in block.text.splitlines()]
     for command in COMMANDS:
         assert [line for line in lines if line.startswith(f"smallgpt {command}")], command
