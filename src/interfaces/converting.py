@@ -1,19 +1,21 @@
 """Models in and out, each conversion proved on what was written before it takes its place."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from smallgpt.application.parity import ABSOLUTE, RELATIVE, Logits, Parity, compare
 from smallgpt.domain.errors import CheckpointError, ConfigError
 from smallgpt.domain.gpt import GPT
 from smallgpt.infrastructure.files import folder_written_whole, write_json
-from smallgpt.infrastructure.formats import own
-from smallgpt.infrastructure.formats.opening import FORMATS, LOSSLESS, format_of, read_foreign
+from smallgpt.infrastructure.formats import gguf_files, own
+from smallgpt.infrastructure.formats.opening import FORMATS, format_of, read_foreign
 from smallgpt.infrastructure.formats.plain import Reader
 from smallgpt.infrastructure.formats.portable import PortableModel
 
@@ -54,6 +56,8 @@ def import_model(source: Path, out: Path, *, tokenizer: str | None = None, overw
 
     Raises CheckpointError, also when it is not the same model, and what `read_foreign` does.
     """
+    if out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ConfigError(f"{out} holds what is to be imported; choose another --out")
     name = format_of(source)
     before = read_foreign(source, tokenizer)
     assert name is not None, "or it would not have been read"
@@ -61,17 +65,18 @@ def import_model(source: Path, out: Path, *, tokenizer: str | None = None, overw
     with drafted(out, overwrite) as draft:
         own.write(before, draft)
         after = _read_own(draft, before)
-        return _proved(before, after, reader, draft, out, name, before.notes, lossless=True)
+        return _proved(before, after, reader, draft, out, name, before.notes, torch.equal)
 
 
 def export_model(model: PortableModel, to: str, out: Path, *, overwrite: bool = False, **options: Any) -> Conversion:
     """Write a model in another tool's format. Raises CheckpointError, also when what was written is not the same one."""
     if to not in FORMATS:
         raise ConfigError(f"format is {to!r}; choose {', '.join(FORMATS)}")
+    kept = partial(gguf_files.is_kept, dtype=options.get("dtype", "f32")) if to == "gguf" else torch.equal
     with drafted(out, overwrite) as draft:
         notes = FORMATS[to].write(model, draft, **options)
         after, reader = FORMATS[to].read(draft), FORMATS[to].reader(draft)
-        return _proved(model, after, reader, draft, out, to, notes, lossless=to in LOSSLESS)
+        return _proved(model, after, reader, draft, out, to, notes, kept)
 
 
 def _proved(
@@ -82,12 +87,13 @@ def _proved(
     out: Path,
     format: str,
     notes: tuple[str, ...],
-    *,
-    lossless: bool,
+    kept: Callable[[Tensor, Tensor], bool],
 ) -> Conversion:
-    """Compare, keep the report beside the model, and refuse what is not the same."""
-    exact = _is_equal(before, after)
-    if lossless and not exact:
+    """Compare, keep the report beside the model, and refuse what is not the same.
+
+    `kept` says whether a tensor that was read back is the one that was written, as exactly as the format keeps numbers.
+    """
+    if not _is_equal(before, after, kept):
         raise CheckpointError(
             f"{out} was not written: what was written, read back, is another model. Please report this model's sizes."
         )
@@ -97,7 +103,7 @@ def _proved(
         format=format,
         reader=reader.words,
         parity=_compared(there, reader),
-        exact=exact,
+        exact=_is_equal(before, after),
         change=None if _is_equal(before, there) else _change(before, there),
         notes=notes,
     )
@@ -126,10 +132,12 @@ def _compared(model: PortableModel, reader: Reader) -> Parity:
     return compare(logits_of(model.model().double()), reader.logits64, model.config, "float64")
 
 
-def _is_equal(before: PortableModel, after: PortableModel) -> bool:
-    """Do both compute the same, to the bit? Dropout is for training, and not every format keeps it."""
+def _is_equal(
+    before: PortableModel, after: PortableModel, equal: Callable[[Tensor, Tensor], bool] = torch.equal
+) -> bool:
+    """Do both have the same sizes and weights? Dropout is for training, and not every format keeps it."""
     one, other = (model.config.model_copy(update={"dropout": 0.0}) for model in (before, after))
-    return one == other and all(torch.equal(tensor, after.weights[name]) for name, tensor in before.weights.items())
+    return one == other and all(equal(tensor, after.weights[name]) for name, tensor in before.weights.items())
 
 
 def difference(conversion: Conversion) -> str:
@@ -155,12 +163,17 @@ def _read_own(folder: Path, before: PortableModel) -> PortableModel:
     return PortableModel(checkpoints.read_model_config(folder), weights, before.tokenizer)
 
 
-@contextmanager
-def drafted(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to fill that becomes `out` at the end. Raises ConfigError when `out` is taken."""
+def check_free(out: Path, overwrite: bool) -> None:
+    """Raises ConfigError when `out` is taken."""
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} is there already; choose another --out, or add --overwrite")
     if overwrite and out.exists() and not (out / REPORT).is_file():
         raise ConfigError(f"{out} was not written by import or export, so it is not replaced; choose another --out")
+
+
+@contextmanager
+def drafted(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill that becomes `out` at the end. Raises ConfigError when `out` is taken."""
+    check_free(out, overwrite)
     with folder_written_whole(out) as folder:
         yield folder

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smallgpt.application.parity import GREEDY_TOKENS, Logits, compare
+from smallgpt.application.parity import GREEDY_TOKENS, N_PROMPT, Logits, compare
 from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.gpt import GPT
 
@@ -87,7 +87,7 @@ def test_small_logits_must_be_near_as_a_share_too(tiny: GPTConfig) -> None:
     assert not found.passed
 
 
-@pytest.mark.parametrize("at", [0, 5, GREEDY_TOKENS - 1])
+@pytest.mark.parametrize("at", [0, 4, 5, GREEDY_TOKENS - 1])
 def test_one_other_greedy_token_shows(at: int, tiny: GPTConfig) -> None:
     """Where two tokens are nearly as likely, logits within the bounds may still choose another one."""
     calls = 0
@@ -101,7 +101,11 @@ def test_one_other_greedy_token_shows(at: int, tiny: GPTConfig) -> None:
         nonlocal calls
         calls += 1
         found = one(idx)
-        found[..., 4] += 3e-5 * (calls == 5 + at)  # after the four inputs
+        within = tiny.block_size - N_PROMPT + 1  # tokens that follow a prefix of at most a block
+        if calls == 5 and at < within:  # after the four inputs
+            found[0, N_PROMPT - 1 + at, 4] += 3e-5
+        if calls == 6 and at >= within:
+            found[at - within, -1, 4] += 3e-5
         return found
 
     found = compare(one, theirs, tiny)

@@ -45,6 +45,23 @@ QUANTIZED_ROW = 32
 """Q8_0 keeps so many numbers of a row together."""
 
 
+def is_kept(before: Tensor, after: Tensor, dtype: Dtype) -> bool:
+    """Is a tensor that was read back the one that was written, but for the rounding of dtype?
+
+    Half a step: of float16 2^-11 of the number, of Q8_0 half of a 127th of the largest of its block, whose scale is itself
+    rounded to float16. Vectors, and matrices that Q8_0 does not fit, may be exact.
+    """
+    if torch.equal(before, after):
+        return True
+    off = (before - after).abs()
+    if dtype != "f32" and bool((off <= before.abs() * 2**-11 + 2**-25).all()):
+        return True
+    if dtype != "q8_0" or before.size(-1) % QUANTIZED_ROW:
+        return False
+    largest = before.view(-1, QUANTIZED_ROW).abs().amax(-1, keepdim=True) / 127
+    return bool((off.view(-1, QUANTIZED_ROW) <= (0.5 + 127 * 2**-11) * largest + 2**-25).all())
+
+
 def recognises(path: Path) -> bool:
     """Is it such a file, or a folder with one?"""
     return path.suffix == ".gguf" or any(path.glob("*.gguf"))

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from smallgpt.domain.errors import CheckpointError
 from smallgpt.infrastructure.files import write_json
 from smallgpt.infrastructure.formats import hugging_face_config, plain
 from smallgpt.infrastructure.formats.configs import read_json
@@ -117,10 +118,14 @@ def _transformers(path: Path) -> plain.Reader:
     """By the library's own model. No code of the folder's runs, and nobody is asked for anything."""
     from transformers import GPT2LMHeadModel, __version__
 
-    with _silence():
-        model = GPT2LMHeadModel.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
-        ).eval()
+    try:
+        with _silence():
+            model = GPT2LMHeadModel.from_pretrained(
+                path, dtype=torch.float32, attn_implementation="eager", local_files_only=True, trust_remote_code=False
+            ).eval()
+    except Exception as error:  # it checks little, and an odd value raises whatever it leads to
+        words = next(iter(str(error).splitlines()), "")[:160] or type(error).__name__
+        raise CheckpointError(f"{path}: transformers cannot load it: {words}") from error
 
     @torch.inference_mode()
     def run(idx: Tensor) -> Tensor:

@@ -45,9 +45,12 @@ def read_config(values: dict[str, Any], where: object) -> tuple[GPTConfig, tuple
         if values.get(key, wanted) != wanted:
             raise CheckpointError(f"{where}: {key} is {values[key]}; smallgpt computes with {wanted} alone")
     activation = values.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise CheckpointError(f"{where}: activation_function is {activation!r}; smallgpt has {', '.join(ACTIVATIONS)}")
     dropouts = {words: values.get(key, 0.1) for words, key in DROPOUTS.items()}
+    for key in DROPOUTS.values():
+        if type(values.get(key, 0.1)) not in (int, float):
+            raise CheckpointError(f"{where}: {key} is {values[key]!r}, not a number")
     found: dict[str, Any] = {ours: _first(values, theirs, usual) for ours, (theirs, usual) in SIZES.items()}
     found |= {"dropout": dropouts["residual branches"], "bias": True, "activation": ACTIVATIONS[activation]}
     config = configs.model_config(found, where)

@@ -15,8 +15,6 @@ FORMATS: dict[str, ModuleType] = {
     "onnx": onnx_files,
 }
 """Each with `recognises(path)`, `read(path)`, `reader(path)` and `write(model, folder)`."""
-LOSSLESS = ("seed", "nanogpt", "hf", "onnx")
-"""Those that keep float32: what was written must be the model, to the bit."""
 TAKE_TOKENIZER = ("seed", "nanogpt")
 """Those that may come without a tokenizer, or with an unreadable one: `read(path, tokenizer)` takes another's name."""
 
@@ -33,6 +31,8 @@ def read_foreign(path: Path, tokenizer: str | None = None) -> PortableModel:
     """
     name = format_of(path)
     if name is None:
+        if (path / "config.toml").exists() or (path / "model.safetensors").exists():
+            raise CheckpointError(f"{path} is smallgpt's own already; every command takes it as it is")
         raise CheckpointError(
             f"{path} is no model that smallgpt knows; it reads {', '.join(FORMATS)}, and its own runs"
         )

@@ -66,8 +66,12 @@ def _reason(error: Exception) -> str:
     words = str(error)
     if found := re.search(r"GLOBAL (\S+)", words):
         return f"it would import {found[1]}, and nothing but tensors is read; nothing in it was run"
-    if found := re.search(r"WeightsUnpickler error: (.*)", words):
+    if found := re.search(r"WeightsUnpickler error: (.+)", words):
         return f"{found[1]}; nothing but tensors is read"
+    if "WeightsUnpickler" in words:
+        return "it holds more than tensors; nothing in it was run"
+    if isinstance(error, EOFError) or "central directory" in words:
+        return "it is cut short; copy it again"
     return next(iter(words.splitlines()), "")[:200] or type(error).__name__
 
 

@@ -42,12 +42,13 @@ def export(
     """
     from smallgpt.domain.errors import ConfigError
     from smallgpt.interfaces.cli.conversion_words import conversion_words, working
-    from smallgpt.interfaces.converting import export_model
+    from smallgpt.interfaces.converting import check_free, export_model
     from smallgpt.interfaces.converting_adapter import export_adapter
     from smallgpt.interfaces.opening import open_model, portable
 
     if dtype is not None and to != "gguf":
         raise ConfigError(f"--dtype {dtype} is for --to gguf; {to} keeps float32, so leave it out")
+    check_free(out, overwrite)
     options = {} if dtype is None else {"dtype": dtype}
     with working(f"writing {out}, and comparing it with {run}"):
         opened = open_model(run)

@@ -38,11 +38,13 @@ def import_model(
     from rich.console import Console
 
     from smallgpt.infrastructure.formats.hub_models import local_path
-    from smallgpt.interfaces.cli.conversion_words import conversion_words
+    from smallgpt.interfaces.cli.conversion_words import conversion_words, working
     from smallgpt.interfaces.cli.progress import shown
-    from smallgpt.interfaces.converting import import_model
+    from smallgpt.interfaces.converting import check_free, import_model
 
+    check_free(out, overwrite)  # before anything is fetched
     with shown(Console(stderr=True)) as progress:
         path = local_path(source, revision, progress)
-    conversion = import_model(path, out, tokenizer=tokenizer, overwrite=overwrite)
+    with working(f"writing {out}, and comparing it with {source}"):
+        conversion = import_model(path, out, tokenizer=tokenizer, overwrite=overwrite)
     print(dumps(conversion.as_dict(), indent=2) if json else conversion_words(conversion))
