@@ -14,10 +14,15 @@ def choose_trainable(model: GPT, settings: TrainingConfig) -> None:
     """Freeze what the settings name, and add LoRA's matrices where they ask for them: drawn from torch's global generator.
 
     What is frozen has requires_grad False, so that it gets no gradient and no optimizer state. Raises ConfigError when a
-    block is not there or nothing is left to train.
+    block is not there, nothing is left to train, or an update would be as large as a matrix.
     """
     _check_blocks(model.config, settings)
     if settings.lora_rank is not None:
+        if settings.lora_rank >= model.config.n_embd:
+            raise ConfigError(
+                f"training.lora_rank ({settings.lora_rank}) must be less than the model's width ({model.config.n_embd}); "
+                "leave it out to train whole matrices"
+            )
         add_lora(model, settings.lora_rank, settings.lora_alpha, settings.lora_targets, leave=settings.freeze)
     else:
         for name, parameter in model.named_parameters():

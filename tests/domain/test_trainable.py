@@ -90,3 +90,8 @@ def test_gradients_of_the_rest_are_as_if_nothing_were_frozen(tiny: GPTConfig, re
     for name, parameter in part.named_parameters():
         if parameter.grad is not None:
             assert torch.equal(parameter.grad, expected[name]), name
+
+
+def test_an_update_is_smaller_than_what_it_updates(tiny: GPTConfig) -> None:
+    with pytest.raises(ConfigError, match=rf"lora_rank \({tiny.n_embd}\) must be less than the model's width"):
+        choose_trainable(GPT(tiny), TrainingConfig(lora_rank=tiny.n_embd))
