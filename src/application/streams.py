@@ -30,6 +30,10 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ConfigError("the prompt has no tokens; give at least one, such as end-of-text")
+        for name in ("max_new_tokens", "min_new_tokens", "seed"):
+            if type(getattr(self, name)) is not int:
+                words = name.replace("_", "-")
+                raise ConfigError(f"{words} is {getattr(self, name)!r}; it must be a whole number")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max-new-tokens is {self.max_new_tokens}; it must be 1 or more")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:

@@ -145,11 +145,13 @@ class Loop:
             "grad_norm": result.grad_norm,
             "tokens": self.tokens,
             "tokens_per_second": rate,
-            "mfu": rate * flops_per_token(self.stepper.model.config) / self.peak_flops,
             "memory_bytes": self.memory(),
             "seconds": self.seconds,
             "eta_seconds": self.seconds / steps * remaining,
         }
+        model = self.stepper.model
+        if all(parameter.requires_grad for parameter in model.parameters()):  # a step beside frozen parts does less
+            event["mfu"] = rate * flops_per_token(model.config) / self.peak_flops
         if self.stepper.scaler.is_enabled():
             event["loss_scale"] = result.loss_scale
         return event

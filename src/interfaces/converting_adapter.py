@@ -9,7 +9,7 @@ from smallgpt.domain.errors import CheckpointError, ConfigError
 from smallgpt.infrastructure import checkpoints
 from smallgpt.infrastructure.files import write_json
 from smallgpt.infrastructure.formats import peft_files
-from smallgpt.infrastructure.formats.configs import read_json
+from smallgpt.infrastructure.formats.opening import format_of, read_foreign
 from smallgpt.infrastructure.formats.portable import PortableModel
 from smallgpt.interfaces.converting import REPORT, Conversion, difference, drafted, logits_of
 from smallgpt.interfaces.opening import OpenedModel
@@ -27,7 +27,7 @@ def export_adapter(opened: OpenedModel, out: Path, *, overwrite: bool = False) -
     weights.pop("lm_head.weight")
     base = PortableModel(opened.model.config, weights)
     init = None if opened.run is None else opened.run.config().training.init
-    name = _loadable(init)
+    name = _loadable(init, base)
     note = (
         f"the base model is {init}: write it with `smallgpt export {init} --to hf --out BASE`, "
         f"and name that folder in {peft_files.CONFIG}"
@@ -51,9 +51,13 @@ def export_adapter(opened: OpenedModel, out: Path, *, overwrite: bool = False) -
         return conversion
 
 
-def _loadable(init: str | None) -> str | None:
-    """Where the run started, if transformers can load it: a name on the hub, or a folder in its layout."""
-    if init is None or not Path(init).exists():
+def _loadable(init: str | None, base: PortableModel) -> str | None:
+    """Where the run started, if transformers can load the base from there: a name on the hub, or a folder as it was."""
+    if init is None or not Path(init).is_absolute():  # composition keeps paths absolute, and names as they are
         return init
-    config = Path(init) / "config.json"
-    return init if config.is_file() and "model_type" in read_json(config) else None
+    if format_of(Path(init)) != "hf":
+        return None
+    there = read_foreign(Path(init)).weights
+    cut = {name: tensor[: len(base.weights[name])] for name, tensor in there.items() if name in base.weights}
+    same = cut.keys() == base.weights.keys() and all(torch.equal(cut[name], base.weights[name]) for name in cut)
+    return init if same else None

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 
+from smallgpt.domain.config import Backend
 from smallgpt.domain.errors import CheckpointError, ConfigError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.ops import TORCH_OPS, Ops
@@ -102,8 +104,15 @@ def _open_foreign(path: Path, place: torch.device, kernels: str) -> OpenedModel:
 
 
 def _resolve(path: Path) -> tuple[RunFolder | None, Path]:
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} is not there. Train one: `smallgpt train demo`; or fetch one from the hub: "
+            "`smallgpt import OWNER/NAME --out FOLDER`."
+        )
     if not path.is_dir():
-        raise CheckpointError(f"{path} is not there. Train one: `smallgpt train demo`.")
+        raise CheckpointError(f"{path} is no model that smallgpt knows. Name the folder of a run or of a model.")
+    if (path / "adapter_config.json").exists():
+        raise CheckpointError(f"{path} is an adapter, and no model by itself. Name the run that it came from.")
     if (path / "model.safetensors").exists():
         run = RunFolder(path.parent.parent)
         return (run if run.config_file.exists() else None), path
@@ -116,6 +125,8 @@ def _resolve(path: Path) -> tuple[RunFolder | None, Path]:
 def _inference_ops(kernels: str, device: torch.device) -> Ops:
     if kernels == "torch":
         return TORCH_OPS
+    if kernels not in get_args(Backend):
+        raise ConfigError(f"kernels is {kernels!r}; choose {', '.join(get_args(Backend))}")
     from smallgpt.kernels.select import select  # brings Triton, which most readers of a model never need
 
     return select(kernels, device).ops  # type: ignore[arg-type]

@@ -15,9 +15,10 @@ from smallgpt.domain.errors import CheckpointError, ConfigError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.state import TrainingState
 from smallgpt.domain.trainable import choose_trainable
-from smallgpt.infrastructure.checkpoints import RunCheckpoints
+from smallgpt.infrastructure.checkpoints import RunCheckpoints, read_base_weights
 from smallgpt.infrastructure.competitors import gpt2, gpt2_weights
-from smallgpt.infrastructure.formats import peft_files
+from smallgpt.infrastructure.formats import hugging_face, peft_files
+from smallgpt.infrastructure.formats.portable import PortableModel
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.interfaces.converting_adapter import export_adapter
 from smallgpt.interfaces.opening import open_model
@@ -112,3 +113,18 @@ def test_the_command_names_the_base_that_must_be_exported_too(tiny: GPTConfig, t
     code, _, err = run("export", str(tmp_path / "run"), "--to", "peft", "--out", str(tmp_path / "adapter"))
     assert code == 2
     assert "is there already" in err
+
+
+def test_a_base_that_was_replaced_since_is_not_named(tiny: GPTConfig, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    opened = open_model(write_run(tmp_path / "run", tiny, lora_rank=3, init=str(base)))
+    assert export_adapter(opened, tmp_path / "gone").notes
+    weights = read_base_weights(opened.path)
+    weights.pop("lm_head.weight")
+    base.mkdir()
+    for by, named in ((0.0, str(base)), (0.1, None)):
+        shifted = {name: tensor + by for name, tensor in weights.items()}
+        hugging_face.write(PortableModel(tiny, shifted), base)
+        export_adapter(opened, tmp_path / "adapter", overwrite=True)
+        written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+        assert written["base_model_name_or_path"] == named

@@ -153,7 +153,7 @@ class Display:
                 "learning_rate": f"lr {event['learning_rate']:.1e}",
                 "grad_norm": f"grad {event['grad_norm']:.2f}",
                 "speed": f"{_amount(event['tokens_per_second'])} tok/s",
-                "mfu": f"MFU {event['mfu']:.0%}",
+                **({"mfu": f"MFU {event['mfu']:.0%}"} if "mfu" in event else {}),
                 "memory": size(event["memory_bytes"]),
                 "eta": f"{_duration(event['eta_seconds'])} left",
             }

@@ -64,6 +64,8 @@ def train(
         profile: Record so many steps, after three: a trace and a table of operations in RUN/profile.
     """
     resolved = settings.resolve(*_layers(preset, config, resume, flags | _data_flags(data) | _init_flags(init)))
+    if resolved.training.lora_rank is not None and resolved.training.init is None:
+        raise ConfigError("training.lora_rank adds to a model that knows something: name one with --init")
     place = None
     if "RANK" not in os.environ:  # before anything is loaded; of several processes the first one chooses it later
         place = _run_folder(preset, resolved, out, resume), resume is not None
