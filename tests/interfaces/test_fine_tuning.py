@@ -99,9 +99,12 @@ def test_sizes_come_from_the_model_and_the_run_says_so(place: Path, tmp_path: Pa
     assert [e["words"] for e in events if e["event"] == "note"] == ["positions: the first 16 of 32 are kept"]
 
 
-def test_a_preset_is_a_recipe_whose_sizes_step_aside(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["flag", "file"])
+def test_a_preset_is_a_recipe_whose_sizes_step_aside(place: Path, tmp_path: Path, where: str) -> None:
+    (tmp_path / "init.toml").write_text(f'[training]\ninit = "{place / "base"}"\n')
+    source = ["--init", place / "base"] if where == "flag" else ["--config", tmp_path / "init.toml"]
     short = ["--training.max-steps=1", "--schedule.warmup=0"]
-    call("train", "demo", "--init", place / "base", "--data", place / "new", "--out", tmp_path / "run", *short, *QUICK)
+    call("train", "demo", *source, "--data", place / "new", "--out", tmp_path / "run", *short, *QUICK)
     config = RunFolder(tmp_path / "run").config()
     assert (config.model.n_layer, config.optimizer.name) == (2, "muon")
 

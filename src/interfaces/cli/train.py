@@ -163,13 +163,15 @@ def _layers(
         raise ConfigError(f"--resume takes its settings from {resume}; leave the preset {preset!r} out")
     if resume is not None:
         yield settings.run_layer(resume)
+    file = None if config is None else settings.file_layer(config)
     if preset is not None:
         recipe = settings.preset_layer(preset)
-        if "training__init" in flags:  # the sizes come from there
-            recipe.values.pop("model", None)
+        training = {} if file is None else file.values.get("training")
+        if "training__init" in flags or (isinstance(training, dict) and "init" in training):
+            recipe.values.pop("model", None)  # the sizes come from there
         yield recipe
-    if config is not None:
-        yield settings.file_layer(config)
+    if file is not None:
+        yield file
     yield settings.flag_layer(flags)
 
 

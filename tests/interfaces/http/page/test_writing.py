@@ -141,6 +141,7 @@ def test_the_keyboard_keeps_its_place_when_a_button_goes(page: "Page", stand_in:
     page.focus("#write")
     page.keyboard.press("Enter")
     until(page, "document.activeElement.id === 'stop'")
+    wait_for_tokens(page, 1)  # without any, there is nothing to continue
     page.keyboard.press("Enter")
     until(page, "document.activeElement.id === 'continue'")
 
