@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from smallgpt import __version__
@@ -50,7 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     debug = _take_debug(tokens)
-    sys.exit(errors.guard(lambda: _run(tokens), debug=debug))
+    code = errors.guard(lambda: _run(tokens), debug=debug)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _leave_at_once(code)
+    sys.exit(code)
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End a process that torchrun started. Everything is written and closed by now.
+
+    In an interpreter that is being taken down, threads of torch's process groups abort the process now and then, and the
+    launcher then takes a finished run for a failed one.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a reader that has left
+            stream.flush()
+    os._exit(code)
 
 
 def _run(tokens: list[str]) -> object:
