@@ -11,6 +11,7 @@ import torch
 from smallgpt.domain.errors import HardwareError
 from smallgpt.infrastructure import cpus
 from smallgpt.infrastructure.hardware import available_memory, resident_memory
+from smallgpt.infrastructure.launches import local_count
 
 PROBED_MINUTES = 20  # compiling takes up to one, and gained 0 to 15 % of a step
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -84,7 +85,7 @@ def choose_threads(wanted: int | None) -> Choice:
     """
     if wanted is not None:
         return Choice(str(wanted), "asked for")
-    variable, beside = os.environ.get("OMP_NUM_THREADS", ""), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    variable, beside = os.environ.get("OMP_NUM_THREADS", ""), local_count()
     if beside > 1:  # torchrun sets OMP_NUM_THREADS to 1 where the user did not
         share = max(1, cpus.cores() // beside)
         return Choice(str(share), f"{cpus.cores()} cores shared by {beside} processes")

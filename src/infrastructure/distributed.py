@@ -1,6 +1,5 @@
 """Processes that train together, as torchrun starts them: torch.distributed over gloo on CPUs and NCCL on GPUs."""
 
-import os
 import re
 import time
 import warnings
@@ -20,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from smallgpt.domain.errors import ConfigError, HardwareError
+from smallgpt.domain.errors import HardwareError
 from smallgpt.domain.gpt import GPT
 
 Value = TypeVar("Value")
@@ -32,28 +31,6 @@ LOST = re.compile(
     r"connection (closed|reset|refused)|broken pipe|timed out|timeout|socket|rendezvous|nccl|gloo", re.IGNORECASE
 )
 """What errors of torch.distributed have in common: their types are those of any other error."""
-
-
-def launched() -> tuple[int, int] | None:
-    """(this process's rank, how many there are) where a launcher such as torchrun started it; else None."""
-    rank, count = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    return (int(rank), int(count)) if rank is not None and count is not None else None
-
-
-def local_count() -> int:
-    """Processes of this training on this machine; 1 where no launcher says otherwise."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def local_device(device: torch.device) -> torch.device:
-    """The GPU of this process among those of its machine. Raises ConfigError for one that was named for all of them."""
-    if device.type != "cuda" or launched() is None:
-        return device
-    if str(device) != "cuda":
-        raise ConfigError(
-            f"training.device is {device}, which every process would take; use cuda or auto with torchrun"
-        )
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 class ProcessGroup:

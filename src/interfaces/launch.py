@@ -10,8 +10,8 @@ from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import ConfigError
 from smallgpt.domain.processes import ALONE, Processes
 from smallgpt.infrastructure import devices
-from smallgpt.infrastructure.distributed import Replicas, Shards, launched, local_device, process_group
 from smallgpt.infrastructure.files import write_atomically
+from smallgpt.infrastructure.launches import launched, local_device
 
 LAUNCH = "launch"
 """The file of a run folder that names the launch which made it."""
@@ -29,6 +29,8 @@ def joined_processes(config: RunConfig) -> Iterator[Processes]:
     if found is None:
         yield ALONE
         return
+    from smallgpt.infrastructure.distributed import Replicas, Shards, process_group
+
     settings = config.training
     if settings.batch_size < found[1]:
         raise ConfigError(

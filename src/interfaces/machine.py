@@ -7,7 +7,7 @@ import torch
 from smallgpt.domain.config import RunConfig
 from smallgpt.infrastructure import devices
 from smallgpt.infrastructure.allocator import freed_memory_kept
-from smallgpt.infrastructure.distributed import local_device
+from smallgpt.infrastructure.launches import local_device
 from smallgpt.kernels.expectations import Shape
 from smallgpt.kernels.select import Selection, select
 

@@ -12,15 +12,7 @@ from smallgpt.domain.errors import ConfigError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.hooks import HookPoint, hook_names, logit_lens, run_with_cache, run_with_hooks
 from smallgpt.infrastructure.plain_gpt import PlainGPT
-
-
-def shaken(config: GPTConfig) -> GPT:
-    """A model in which nothing is zero."""
-    model = GPT(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return model
+from tests.domain.test_gpt import shaken
 
 
 @pytest.fixture

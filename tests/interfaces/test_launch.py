@@ -9,7 +9,7 @@ from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import ConfigError
 from smallgpt.domain.processes import ALONE
 from smallgpt.infrastructure.devices import choose_threads
-from smallgpt.infrastructure.distributed import local_device
+from smallgpt.infrastructure.launches import local_device
 from smallgpt.interfaces.launch import joined_processes, remember_launch, run_of_this_launch
 
 

@@ -19,6 +19,7 @@ from smallgpt.infrastructure.formats.configs import model_config
 from smallgpt.infrastructure.formats.gguf_container import GgufFile, read_gguf
 from smallgpt.infrastructure.formats.gguf_tokens import add_tokens, tokenizer_of
 from smallgpt.infrastructure.formats.portable import PortableModel, expected_shapes, taken
+from smallgpt.infrastructure.formats.single_file import single_file
 
 Dtype = Literal["f32", "f16", "q8_0"]
 
@@ -69,7 +70,7 @@ def recognises(path: Path) -> bool:
 
 def read(path: Path) -> PortableModel:
     """The file's model, with the activation it was trained with where the file tells. Raises CheckpointError."""
-    file = read_gguf(_file_of(path))
+    file = read_gguf(single_file(path, "GGUF"))
     config = _config(file)
     ours = {LAYOUT.theirs(name): name for name in expected_shapes(config.model_copy(update={"bias": True}))}
     ours |= {"output.weight": "lm_head.weight"}
@@ -88,7 +89,7 @@ def read(path: Path) -> PortableModel:
 def reader(path: Path) -> plain.Reader:
     """The model as llama.cpp computes it, from the tensors as the gguf package reads them."""
     gguf = _package()
-    file = read_gguf(_file_of(path))  # checks the lengths, which the package trusts
+    file = read_gguf(single_file(path, "GGUF"))  # checks the lengths, which the package trusts
     tensors = {
         tensor.name: torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
         for tensor in gguf.GGUFReader(file.path).tensors
@@ -138,15 +139,6 @@ def _package() -> ModuleType:
     except ImportError:
         raise ConfigError("GGUF needs the package gguf: pip install 'smallgpt[gguf]'") from None
     return gguf
-
-
-def _file_of(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    files = sorted(path.glob("*.gguf"))
-    if len(files) != 1:
-        raise CheckpointError(f"{path} holds {len(files)} GGUF files; name one, such as {files[0]}")
-    return files[0]
 
 
 def _config(file: GgufFile) -> GPTConfig:

@@ -24,6 +24,7 @@ from smallgpt.domain.errors import CheckpointError, ConfigError
 from smallgpt.infrastructure.formats import plain
 from smallgpt.infrastructure.formats.configs import model_config
 from smallgpt.infrastructure.formats.portable import PortableModel, taken
+from smallgpt.infrastructure.formats.single_file import single_file
 from smallgpt.infrastructure.tokenizers import AnyTokenizer, load_tokenizer
 
 FILE, DATA, TOKENIZER = "model.onnx", "model.onnx.data", "tokenizer.json"
@@ -43,7 +44,7 @@ def recognises(path: Path) -> bool:
 
 def read(path: Path) -> PortableModel:
     """The model of a file that `write` wrote. Raises CheckpointError, for any other file too."""
-    file = _file_of(path)
+    file = single_file(path, "ONNX")
     graph = _parsed(file)
     config = _config(graph, file)
     tensors = {str(tensor.name): _tensor(tensor, file) for tensor in graph.graph.initializer}
@@ -56,7 +57,7 @@ def read(path: Path) -> PortableModel:
 def reader(path: Path) -> plain.Reader:
     """The graph as ONNX Runtime computes it. Raises CheckpointError for one that is not well formed or does not run."""
     onnx, onnxruntime = _package("onnx"), _package("onnxruntime")
-    file = _file_of(path)
+    file = single_file(path, "ONNX")
     vocab_size = _config(_parsed(file), file).vocab_size
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -153,15 +154,6 @@ def _refusing(file: Path) -> Iterator[None]:
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise CheckpointError(f"{file} does not run: {reason[0] if reason else type(error).__name__}") from None
-
-
-def _file_of(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    files = sorted(path.glob("*.onnx"))
-    if len(files) != 1:
-        raise CheckpointError(f"{path} holds {len(files)} ONNX files; name one, such as {files[0]}")
-    return files[0]
 
 
 def _parsed(file: Path) -> Any:
