@@ -15,7 +15,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,6 +24,7 @@ from smallgpt.domain.errors import CheckpointError
 from smallgpt.domain.lora import Adapter, merged, split
 from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure.files import folder_written_whole, sha256, write_json
+from smallgpt.infrastructure.formats.configs import model_config, read_json
 from smallgpt.infrastructure.run_folder import RunFolder
 
 FORMAT_VERSION = 1
@@ -140,7 +140,7 @@ def newest_good(run: RunFolder) -> tuple[Path, list[str]]:
 
 def verify(folder: Path) -> None:
     """Compare every file with the manifest. Raises CheckpointError that names the first difference."""
-    manifest = _read_json(folder / MANIFEST)
+    manifest = read_json(folder / MANIFEST)
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{folder} has format version {manifest.get('format_version')}; this smallgpt reads {FORMAT_VERSION}. "
@@ -162,7 +162,7 @@ def verify(folder: Path) -> None:
 def load_checkpoint(folder: Path) -> TrainingState:
     """Read a verified checkpoint, low-rank updates by themselves. Raises CheckpointError."""
     verify(folder)
-    loop = _read_json(folder / "state.json")
+    loop = read_json(folder / "state.json")
     weights, adapter = read_base_weights(folder), read_adapter(folder)
     weights |= {} if adapter is None else adapter.tensors
     return TrainingState(loop.pop("step"), weights, load_file(folder / "optimizer.safetensors"), loop)
@@ -170,12 +170,8 @@ def load_checkpoint(folder: Path) -> TrainingState:
 
 def read_model_config(folder: Path) -> GPTConfig:
     """config.json as a GPTConfig. Raises CheckpointError."""
-    try:
-        return GPTConfig.model_validate(_read_json(folder / "config.json"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{folder / 'config.json'} is no model of smallgpt: {field} {first['msg']}") from None
+    path = folder / "config.json"
+    return model_config(read_json(path), path)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -228,15 +224,3 @@ def _is_entry(value: object) -> bool:
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return value
