@@ -2,7 +2,7 @@
 
 import json
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from smallgpt.domain.gpt import GPT
 from smallgpt.infrastructure.bpe_training import train_bpe
 from smallgpt.infrastructure.formats import gguf_files
 from smallgpt.infrastructure.formats.portable import PortableModel
-from smallgpt.infrastructure.tokenizers import Tokenizer, byte_tokenizer, gpt2_tokenizer
+from smallgpt.infrastructure.tokenizers import Tokenizer, byte_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -100,8 +100,14 @@ def test_llama_cpp_finds_the_same_probabilities(dtype: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["bpe", "bytes", "gpt2"])
-def test_llama_cpp_gives_a_text_the_same_ids_and_ids_the_same_text(kind: str, tmp_path: Path) -> None:
-    makers = {"bpe": lambda: train_bpe([*TEXTS] * 9, 400), "bytes": byte_tokenizer, "gpt2": gpt2_tokenizer}
+def test_llama_cpp_gives_a_text_the_same_ids_and_ids_the_same_text(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    makers: dict[str, Callable[[], Tokenizer]] = {
+        "bpe": lambda: train_bpe([*TEXTS] * 9, 400),
+        "bytes": byte_tokenizer,
+        "gpt2": lambda: request.getfixturevalue("gpt2"),
+    }
     tokenizer = makers[kind]()
     config = GPTConfig(block_size=8, vocab_size=tokenizer.vocab_size + 3, n_layer=1, n_head=1, n_embd=32, dropout=0.0)
     weights = {name: parameter.detach() for name, parameter in GPT(config).named_parameters()}
