@@ -18,7 +18,11 @@ class Batches(Protocol):
 
 
 class Checkpoints(Protocol):
-    """Keeps whole states; a save is complete or absent."""
+    """Keeps states; a save is complete or absent."""
+
+    @property
+    def shards(self) -> bool:
+        """Does each process give it what it holds, instead of the first one everything?"""
 
     def save(self, state: TrainingState) -> str:
         """Keep the state and say where. Raises CheckpointError."""

@@ -19,9 +19,10 @@ from smallgpt.application.ports import Batches
 from smallgpt.application.step_result import Running, StepResult, numbers_of
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.gpt import GPT
-from smallgpt.domain.optimizers import build_optimizers, load_state_tensors, state_tensors
+from smallgpt.domain.optimizers import build_optimizers
 from smallgpt.domain.processes import Alone, Processes
 from smallgpt.domain.schedule import Rates
+from smallgpt.domain.state import Held, held, take
 
 
 @dataclass
@@ -132,14 +133,18 @@ class Stepper:
             optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # as GradScaler tells fused optimizers
             optimizer.step()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Optimizer state by name."""
-        tensors = state_tensors(self.model, self.optimizers)
-        return {name: self.processes.whole(tensor) for name, tensor in tensors.items()}
+    def state(self, *, shares: bool = False) -> Held:
+        """Weights and optimizer state: all of them in the first process and none in others, or each process's share."""
+        if shares:
+            return held(self.model, self.optimizers)
+        return self.processes.gathered(self.model, self.optimizers)
 
-    def restore(self, tensors: dict[str, Tensor], scaler: dict[str, Any]) -> None:
-        """Take up optimizer and scaler state. Learning rates follow from the number of the step."""
-        load_state_tensors(self.model, self.optimizers, tensors, self.processes.share)
+    def restore(self, state: Held, scaler: dict[str, Any], *, shares: bool = False) -> None:
+        """Take up what `state` gave, and the scaler's. Learning rates follow from the number of the step."""
+        if shares:
+            take(self.model, self.optimizers, state)
+        else:
+            self.processes.spread(self.model, self.optimizers, state)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(scaler)
 

@@ -80,9 +80,9 @@ class Loop:
         return time.perf_counter() - self.started
 
     def restore(self, state: TrainingState) -> None:
-        """Go on from a checkpoint whose weights the model already has."""
+        """Go on from a checkpoint."""
         loop = state.loop
-        self.stepper.restore(state.optimizer, loop["scaler"])
+        self.stepper.restore((state.weights, state.optimizer), loop["scaler"], shares=state.shares)
         self.step, self.tokens, self.best = state.step, loop["tokens"], loop["best"]
         self.skipped, self.skipped_in_a_row = loop["skipped"], loop["skipped_in_a_row"]
         self.started -= loop["seconds"]
@@ -218,11 +218,8 @@ class Loop:
             "seconds": self.seconds,
             "compiled": self.compiled,
         }
-        whole = self.stepper.processes.whole
-        weights = {
-            k: whole(v) for k, v in self.stepper.model.state_dict().items() if k != "lm_head.weight"
-        }  # tied to wte
-        state = TrainingState(self.step, weights, self.stepper.tensors(), loop)
+        shares = self.checkpoints.shards
+        state = TrainingState(self.step, *self.stepper.state(shares=shares), loop, shares)
         self.last_good = self.checkpoints.save(state)
         self.tracker.log({"event": "checkpoint", "step": self.step, "path": self.last_good})
 

@@ -170,6 +170,8 @@ class CheckpointConfig(Section):
     """Steps or share between two checkpoints; 0 only at the end."""
     keep: Positive = 2
     """Newest checkpoints kept, beside the best one."""
+    sharded: bool = False
+    """Each process writes and reads its share, for models that no process can hold; `smallgpt export` joins the shares."""
 
 
 class KernelsConfig(Section):
@@ -203,6 +205,12 @@ class RunConfig(Section):
         steps = training.max_steps or (DEFAULT_STEPS if training.max_minutes is None else None)
         if steps is not None and warmup >= steps:
             raise ValueError(f"schedule.warmup ({warmup:g}) must be shorter than training.max_steps ({steps})")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_hold_one_model(self) -> Self:
+        if self.checkpoint.sharded and self.training.lora_rank is not None:
+            raise ValueError("checkpoint.sharded is for runs that train all of a model; leave training.lora_rank out")
         return self
 
     @model_validator(mode="after")

@@ -3,7 +3,6 @@
 AdamW: arXiv 1711.05101, torch.optim's fused form. Muon: domain/muon.py.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,16 +84,8 @@ def state_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Te
     return tensors
 
 
-def load_state_tensors(
-    model: nn.Module,
-    optimizers: list[Optimizer],
-    tensors: dict[str, Tensor],
-    share: Callable[[Tensor, Tensor], Tensor] = lambda tensor, parameter: tensor,
-) -> None:
-    """Give each optimizer the tensors of its parameters; the inverse of state_tensors.
-
-    `share` gives what of a tensor belongs beside a parameter that may be spread over processes.
-    """
+def load_state_tensors(model: nn.Module, optimizers: list[Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Give each optimizer the tensors of its parameters; the inverse of state_tensors."""
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         parameter_name, key = name.rsplit("/", 1)
@@ -104,6 +95,5 @@ def load_state_tensors(
         for name, parameter in model.named_parameters():
             if parameter in owned and name in by_parameter:
                 optimizer.state[parameter] = {
-                    key: share(tensor.to(parameter.device, copy=True), parameter)
-                    for key, tensor in by_parameter[name].items()
+                    key: tensor.to(parameter.device, copy=True) for key, tensor in by_parameter[name].items()
                 }

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from smallgpt.domain.gpt import GPT
+from smallgpt.domain.state import Held, held, take
 
 Value = TypeVar("Value")
 
@@ -27,6 +29,9 @@ class Processes(Protocol):
 
     def any(self, flag: bool) -> bool:
         """Is it so in any of them?"""
+
+    def of_all(self, value: Value) -> list[Value]:
+        """Everybody's value, in the order of ranks."""
 
     def of_first(self, value: Value) -> Value:
         """The value of the first of them."""
@@ -50,8 +55,11 @@ class Processes(Protocol):
     def whole(self, tensor: Tensor) -> Tensor:
         """A weight, gradient, norm or state of which this process may hold a share, all of it."""
 
-    def share(self, tensor: Tensor, like: Tensor) -> Tensor:
-        """The opposite: of a whole tensor, what this process holds beside a parameter of the same shape."""
+    def gathered(self, model: GPT, optimizers: list[Optimizer]) -> Held:
+        """Everything that all of them hold, for the first one; nothing for the others."""
+
+    def spread(self, model: GPT, optimizers: list[Optimizer], state: Held) -> None:
+        """The opposite: give all of them what the first one has; it may keep those very tensors. Others' are not read."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,10 @@ class Alone:
     def any(self, flag: bool) -> bool:
         """See Processes."""
         return flag
+
+    def of_all(self, value: Value) -> list[Value]:
+        """See Processes."""
+        return [value]
 
     def of_first(self, value: Value) -> Value:
         """See Processes."""
@@ -89,9 +101,13 @@ class Alone:
         """See Processes."""
         return tensor
 
-    def share(self, tensor: Tensor, like: Tensor) -> Tensor:
+    def gathered(self, model: GPT, optimizers: list[Optimizer]) -> Held:
         """See Processes."""
-        return tensor
+        return held(model, optimizers)
+
+    def spread(self, model: GPT, optimizers: list[Optimizer], state: Held) -> None:
+        """See Processes."""
+        take(model, optimizers, state)
 
 
 ALONE = Alone()

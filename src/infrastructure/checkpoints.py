@@ -6,14 +6,16 @@ step-00000400/
   config.json            exactly the keys of GPTConfig
   tokenizer.json         as in the data folder
   optimizer.safetensors  PARAMETER/STATE
+  shard-*.safetensors    instead of weights and optimizer, where each process wrote its share of both
   state.json             step, scaler, planned steps, counters, seconds
   manifest.json          size and SHA-256 of every other file
 """
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -30,11 +32,15 @@ from smallgpt.infrastructure.run_folder import RunFolder
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 ADAPTER = "lora.safetensors"
-REQUIRED = {"model.safetensors", "optimizer.safetensors", "config.json", "state.json"}
+REQUIRED = {"config.json", "state.json"}
+TENSORS = {"model.safetensors", "optimizer.safetensors"}
+SHARDS = "shard-*.safetensors"
 
 
 class RunCheckpoints:
     """The checkpoints of one run being written: the newest `keep`, and the best."""
+
+    shards = False
 
     def __init__(
         self, run: RunFolder, config: GPTConfig, tokenizer_file: Path | None, keep: int, lora_alpha: float = 1.0
@@ -54,22 +60,29 @@ class RunCheckpoints:
                 if updates:
                     save_file(_contiguous(updates), folder / ADAPTER, {"alpha": str(self.lora_alpha)})
                 save_file(_contiguous(state.optimizer), folder / "optimizer.safetensors")
-                write_json(folder / "config.json", self.config.model_dump())
-                write_json(folder / "state.json", {"step": state.step, **state.loop})
-                for path in folder.glob("*.safetensors"):  # the library writes them for their owner alone
-                    path.chmod((folder / "config.json").stat().st_mode)
-                if self.tokenizer_file is not None:
-                    shutil.copyfile(self.tokenizer_file, folder / "tokenizer.json")
-                write_json(folder / MANIFEST, _manifest(folder))
+                self._write_facts(folder, state)
+                write_manifest(folder)
         except (OSError, SafetensorError) as error:
-            earlier = self.run.checkpoints()
-            then = f"go on with `smallgpt train --resume {self.run.path}`" if earlier else "train anew with --out DIR"
-            raise CheckpointError(
-                f"checkpoint {target} could not be written: {error}.\n"
-                f"{len(earlier)} earlier ones are untouched; free the disk, then {then}."
-            ) from None
+            raise self._not_written(target, error) from None
         self._prune(target)
         return str(target)
+
+    def _write_facts(self, folder: Path, state: TrainingState) -> None:
+        """All but tensors and manifest."""
+        write_json(folder / "config.json", self.config.model_dump())
+        write_json(folder / "state.json", {"step": state.step, **state.loop})
+        for path in folder.glob("*.safetensors"):  # the library writes them for their owner alone
+            path.chmod((folder / "config.json").stat().st_mode)
+        if self.tokenizer_file is not None:
+            shutil.copyfile(self.tokenizer_file, folder / "tokenizer.json")
+
+    def _not_written(self, target: Path, error: Exception) -> CheckpointError:
+        earlier = self.run.checkpoints()
+        then = f"go on with `smallgpt train --resume {self.run.path}`" if earlier else "train anew with --out DIR"
+        return CheckpointError(
+            f"checkpoint {target} could not be written: {error}.\n"
+            f"{len(earlier)} earlier ones are untouched; free the disk, then {then}."
+        )
 
     def mark_best(self, step: int) -> None:
         """Remember the checkpoint of `step` as the best; it outlives `keep`. Raises CheckpointError."""
@@ -100,6 +113,8 @@ class RunCheckpoints:
 
 class NoCheckpoints:
     """Of a process that leaves writing to the first one."""
+
+    shards = False
 
     def save(self, state: TrainingState) -> str:
         """See application.ports.Checkpoints."""
@@ -147,7 +162,7 @@ def verify(folder: Path) -> None:
             "Use the version of smallgpt that wrote it."
         )
     files = manifest.get("files")
-    if not isinstance(files, dict) or not files.keys() >= REQUIRED or not all(map(_is_entry, files.values())):
+    if not _is_complete(files):
         raise CheckpointError(f"{folder / MANIFEST} is damaged: it does not describe every file of a checkpoint")
     for name, expected in files.items():
         path = folder / Path(name).name
@@ -160,9 +175,14 @@ def verify(folder: Path) -> None:
 
 
 def load_checkpoint(folder: Path) -> TrainingState:
-    """Read a verified checkpoint, low-rank updates by themselves. Raises CheckpointError."""
+    """Read a checkpoint after verifying it: low-rank updates by themselves, of one in shards no tensor.
+
+    Raises CheckpointError.
+    """
     verify(folder)
     loop = read_json(folder / "state.json")
+    if is_sharded(folder):
+        return TrainingState(loop.pop("step"), {}, {}, loop, shares=True)
     weights, adapter = read_base_weights(folder), read_adapter(folder)
     weights |= {} if adapter is None else adapter.tensors
     return TrainingState(loop.pop("step"), weights, load_file(folder / "optimizer.safetensors"), loop)
@@ -189,15 +209,25 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_base_weights(folder: Path) -> dict[str, Tensor]:
-    """model.safetensors, with the output head tied again. Raises CheckpointError."""
-    path = folder / "model.safetensors"
+    """model.safetensors, or the shards of it, with the output head tied again. Raises CheckpointError."""
+    weights = _read_shards(folder) if is_sharded(folder) else _read_whole(folder / "model.safetensors")
+    if "transformer.wte.weight" in weights:
+        weights.setdefault("lm_head.weight", weights["transformer.wte.weight"])
+    return weights
+
+
+def _read_whole(path: Path) -> dict[str, Tensor]:
     try:
         weights: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if "transformer.wte.weight" in weights:
-        weights.setdefault("lm_head.weight", weights["transformer.wte.weight"])
     return weights
+
+
+def _read_shards(folder: Path) -> dict[str, Tensor]:
+    from smallgpt.infrastructure.sharded_checkpoints import read_whole_weights  # loads torch.distributed
+
+    return read_whole_weights(folder)
 
 
 def read_adapter(folder: Path) -> Adapter | None:
@@ -213,9 +243,28 @@ def read_adapter(folder: Path) -> Adapter | None:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(folder.iterdir())}
-    return {"format_version": FORMAT_VERSION, "files": files}
+def write_manifest(folder: Path, known: dict[str, Any] | None = None) -> None:
+    """Write down every file of a checkpoint; `known` are the digests that are there already."""
+    files = known or {}
+    files |= digests(path for path in folder.iterdir() if path.name not in files)
+    write_json(folder / MANIFEST, {"format_version": FORMAT_VERSION, "files": dict(sorted(files.items()))})
+
+
+def digests(paths: Iterable[Path]) -> dict[str, Any]:
+    """Size and SHA-256 of files, by their names."""
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
+
+
+def is_sharded(folder: Path) -> bool:
+    """Did several processes write its tensors, each its share?"""
+    return next(folder.glob(SHARDS), None) is not None
+
+
+def _is_complete(files: object) -> TypeGuard[dict[str, Any]]:
+    """Does a manifest's list name all that a checkpoint needs?"""
+    if not isinstance(files, dict) or not files.keys() >= REQUIRED or not all(map(_is_entry, files.values())):
+        return False
+    return files.keys() >= TENSORS or any(Path(name).match(SHARDS) for name in files)
 
 
 def _is_entry(value: object) -> bool:

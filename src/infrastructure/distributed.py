@@ -13,18 +13,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket, PrefixStore, Store
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from smallgpt.domain.errors import HardwareError
 from smallgpt.domain.gpt import GPT
+from smallgpt.domain.state import Held
 
 Value = TypeVar("Value")
 
 CPU = torch.device("cpu")
+GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
+"""Everything to the first process, and into host memory."""
+SPREAD = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 PREPARING = timedelta(days=1)
 """How long the others wait while the first prepares data: as long as it takes."""
 LOST = re.compile(
@@ -59,7 +71,7 @@ class ProcessGroup:
         return box[0]
 
     def of_all(self, value: Value) -> list[Value]:
-        """Everybody's value, in the order of ranks."""
+        """See Processes."""
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value)
         return values
@@ -67,6 +79,31 @@ class ProcessGroup:
     def wait_for_first(self) -> None:
         """See Processes."""
         dist.monitored_barrier(timeout=PREPARING)
+
+    def gathered(self, model: GPT, optimizers: list[Optimizer]) -> Held:
+        """See Processes."""
+        weights: dict[str, Any] = get_model_state_dict(model, options=GATHER)
+        weights.pop("lm_head.weight", None)  # tied to wte
+        if not any(optimizer.state for optimizer in optimizers):  # torch would make a step of zeros to have some
+            return weights, {}
+        found: dict[str, Any] = get_optimizer_state_dict(model, optimizers, options=GATHER)
+        states = found.get("state", {})  # none but in the first process
+        return weights, {f"{name}/{key}": tensor for name, state in states.items() for key, tensor in state.items()}
+
+    def spread(self, model: GPT, optimizers: list[Optimizer], state: Held) -> None:
+        """See Processes."""
+        weights, tensors = state if self.rank == 0 else ({}, {})
+        tied: dict[str, Any] = {"lm_head.weight": weights["transformer.wte.weight"]} if self.rank == 0 else {}
+        set_model_state_dict(model, {**weights, **tied}, options=SPREAD)
+        if not self.of_first(bool(tensors)):
+            return
+        groups = get_optimizer_state_dict(model, optimizers)["param_groups"]  # as they are: they are not saved
+        states: dict[str, Any] = {}
+        for name, tensor in tensors.items():
+            parameter, key = name.rsplit("/", 1)
+            states.setdefault(parameter, {})[key] = tensor
+        whole: dict[str, Any] = {"state": states, "param_groups": groups} if self.rank == 0 else {}
+        set_optimizer_state_dict(model, optimizers, whole, options=SPREAD)
 
 
 class Replicas(ProcessGroup):
@@ -85,6 +122,7 @@ class Replicas(ProcessGroup):
         module = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
         if self.reduce == "bf16":
             module.register_comm_hook(None, _mean_in_bf16)
+        _settle_buckets(module, self.device)
         return module
 
     def apart(self, joined: nn.Module) -> AbstractContextManager[object]:
@@ -93,10 +131,6 @@ class Replicas(ProcessGroup):
         return joined.no_sync()
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """See Processes."""
-        return tensor
-
-    def share(self, tensor: Tensor, like: Tensor) -> Tensor:
         """See Processes."""
         return tensor
 
@@ -134,18 +168,22 @@ class Shards(ProcessGroup):
         """See Processes."""
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-    def share(self, tensor: Tensor, like: Tensor) -> Tensor:
-        """See Processes."""
-        if not isinstance(like, DTensor) or tensor.shape != like.shape:
-            return tensor
-        return distribute_tensor(tensor, like.device_mesh, like.placements)
-
 
 def _reshard_unless_trained(model: nn.Module, *_: object) -> None:
     """FSDP2 leaves the outermost weights gathered for a backward pass, which after an evaluation does not come."""
     assert isinstance(model, FSDPModule), "or joined() did not make it"
     if not torch.is_grad_enabled():
         model.reshard()
+
+
+def _settle_buckets(module: DistributedDataParallel, device: torch.device) -> None:
+    """Let DDP put its buckets into the order of the first backward pass, before a step.
+
+    The order decides how sums are rounded: without this, the first step of a resumed run would round as no other.
+    """
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    module(token, token).backward()
+    module.zero_grad(set_to_none=True)
 
 
 def _mean_in_bf16(_: object, bucket: GradBucket) -> torch.futures.Future[Tensor]:

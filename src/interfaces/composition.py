@@ -22,7 +22,7 @@ from smallgpt.interfaces.machine import choose_machine
 from smallgpt.interfaces.memory import RunMemory, explaining_shortage, settle
 from smallgpt.interfaces.opening import OpenedModel
 from smallgpt.interfaces.phases import Phases
-from smallgpt.interfaces.resuming import check_resumable, state_to_resume
+from smallgpt.interfaces.resuming import Resumed, check_resumable, resumed
 from smallgpt.interfaces.run_parts import RunParts, new_model, view_of
 
 PROVISIONAL_STEPS = 1000  # of a schedule whose length is yet to be found
@@ -101,23 +101,23 @@ def train(
     run = RunFolder(out)
     writes = processes.rank == 0
     with run.lock() if writes else nullcontext():
-        saved = None
+        found = None
         if resume:
             check_resumable(run.config(), config)
-            saved = state_to_resume(run, config, warn)
+            found = resumed(run, config, warn, processes)
             if writes:
-                run.forget_after(saved.step)
+                run.forget_after(found.state.step)
             phases.end("checkpoint")
         if profile and config.training.max_minutes is None:
             from smallgpt.interfaces.profiling import check_length
 
-            check_length(profile, (config.training.max_steps or DEFAULT_STEPS) - (saved.step if saved else 0))
+            check_length(profile, (config.training.max_steps or DEFAULT_STEPS) - (found.state.step if found else 0))
         if writes:
             run.write_config(config)
         sink = Several([JsonLines(run.metrics_file), *(trackers or [])] if writes else [])
         try:
             with explaining_shortage(config, machine, memory):
-                model = new_model(config, machine, saved, start)
+                model = new_model(config, machine, start)
                 joined = processes.joined(model)
                 phases.end("model")
                 parts = RunParts(
@@ -127,7 +127,8 @@ def train(
                     parts.say(
                         f"positions: the first {config.model.block_size} of {start.model.config.block_size} are kept"
                     )
-                loop = _assemble(parts, run, memory, saved, phases, started)
+                loop = _assemble(parts, run, memory, found, phases, started)
+                del found  # its tensors are the model's by now
                 return _run(loop, parts, run, profile)
         finally:
             sink.close()
@@ -139,10 +140,11 @@ def _resident_bytes(config: RunConfig, store: TokenStore) -> int:
 
 
 def _assemble(
-    parts: RunParts, run: RunFolder, memory: RunMemory, saved: TrainingState | None, phases: Phases, started: float
+    parts: RunParts, run: RunFolder, memory: RunMemory, found: Resumed | None, phases: Phases, started: float
 ) -> Loop:
     """The loop of a run. What takes long is told as it ends."""
     config, device = parts.config, parts.machine.device
+    saved = found.state if found else None
     peak = devices.matmul_peak(device, parts.machine.dtype, seconds=0.1)  # every run waits for it
     phases.end("ceiling")
     total_steps = _planned_steps(config, saved)
@@ -170,13 +172,19 @@ def _assemble(
         started=started,
         compiled=compiled,
     )
-    if saved is not None:
-        loop.restore(saved)
+    if found is not None:
+        loop.restore(found.tensors_for(stepper))
     return loop
 
 
 def _checkpoints(run: RunFolder, parts: RunParts) -> Checkpoints:
     config = parts.config
+    if config.checkpoint.sharded:
+        from smallgpt.infrastructure.sharded_checkpoints import ShardedCheckpoints  # loads torch.distributed
+
+        return ShardedCheckpoints(
+            run, config.model, parts.store.tokenizer_file, config.checkpoint.keep, parts.processes
+        )
     if parts.processes.rank:
         return checkpoints.NoCheckpoints()
     return checkpoints.RunCheckpoints(

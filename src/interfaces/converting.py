@@ -20,6 +20,7 @@ from smallgpt.infrastructure.formats.plain import Reader
 from smallgpt.infrastructure.formats.portable import PortableModel
 
 REPORT = "parity.json"
+WRITTEN = {**FORMATS, "smallgpt": own}
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,18 @@ def import_model(source: Path, out: Path, *, tokenizer: str | None = None, overw
     reader = FORMATS[name].reader(source)
     with drafted(out, overwrite) as draft:
         own.write(before, draft)
-        after = _read_own(draft, before)
+        after = own.read(draft)
         return _proved(before, after, reader, draft, out, name, before.notes, torch.equal)
 
 
 def export_model(model: PortableModel, to: str, out: Path, *, overwrite: bool = False, **options: Any) -> Conversion:
     """Write a model in another tool's format. Raises CheckpointError, also when what was written is not the same one."""
-    if to not in FORMATS:
-        raise ConfigError(f"format is {to!r}; choose {', '.join(FORMATS)}")
+    if to not in WRITTEN:
+        raise ConfigError(f"format is {to!r}; choose {', '.join(WRITTEN)}")
     kept = partial(gguf_files.is_kept, dtype=options.get("dtype", "f32")) if to == "gguf" else torch.equal
     with drafted(out, overwrite) as draft:
-        notes = FORMATS[to].write(model, draft, **options)
-        after, reader = FORMATS[to].read(draft), FORMATS[to].reader(draft)
+        notes = WRITTEN[to].write(model, draft, **options)
+        after, reader = WRITTEN[to].read(draft), WRITTEN[to].reader(draft)
         return _proved(model, after, reader, draft, out, to, notes, kept)
 
 
@@ -153,14 +154,6 @@ def difference(conversion: Conversion) -> str:
 def logits_of(model: GPT) -> Logits:
     """smallgpt's own way to compute a model."""
     return torch.inference_mode()(model.forward)
-
-
-def _read_own(folder: Path, before: PortableModel) -> PortableModel:
-    from smallgpt.infrastructure import checkpoints
-
-    weights = checkpoints.read_weights(folder)
-    weights.pop("lm_head.weight")
-    return PortableModel(checkpoints.read_model_config(folder), weights, before.tokenizer)
 
 
 def check_free(out: Path, overwrite: bool) -> None:

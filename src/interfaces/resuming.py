@@ -1,10 +1,14 @@
 """Going on with a run: which state, and what may have changed since."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from smallgpt.application.step import Stepper
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import CheckpointError, ConfigError
+from smallgpt.domain.processes import Processes
 from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure import checkpoints
 from smallgpt.infrastructure.run_folder import RunFolder
@@ -64,8 +68,37 @@ def _fixed(config: RunConfig, section: str) -> dict[str, Any]:
     return values
 
 
-def state_to_resume(run: RunFolder, config: RunConfig, warn: Callable[[str], None]) -> TrainingState:
-    """The newest checkpoint that is whole; `warn` hears of those that are not. Raises CheckpointError, ConfigError."""
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on."""
+
+    folder: Path
+    """The checkpoint."""
+    state: TrainingState
+    """What the first process read of it; tensors that lie in shards are read once there is a model to hold them."""
+
+    def tensors_for(self, stepper: Stepper) -> TrainingState:
+        """The state as `Loop.restore` takes it. All processes must call it. Raises CheckpointError."""
+        if not self.state.shares:
+            return self.state
+        from smallgpt.infrastructure.sharded_checkpoints import read_shares  # loads torch.distributed
+
+        weights, tensors = read_shares(self.folder, stepper.model, stepper.optimizers)
+        return replace(self.state, weights=weights, optimizer=tensors)
+
+
+def resumed(run: RunFolder, config: RunConfig, warn: Callable[[str], None], processes: Processes) -> Resumed:
+    """The newest checkpoint that is whole; `warn` hears of those that are not. The first process reads it for all.
+
+    Raises CheckpointError, ConfigError.
+    """
+    found = _newest(run, config, warn) if processes.rank == 0 else None
+    known = processes.of_first(found and replace(found, state=replace(found.state, weights={}, optimizer={})))
+    assert known is not None, "or the first process has raised"
+    return found or known
+
+
+def _newest(run: RunFolder, config: RunConfig, warn: Callable[[str], None]) -> Resumed:
     path, problems = checkpoints.newest_good(run)
     for problem in problems:
         warn(f"passed over a damaged checkpoint: {problem}")
@@ -75,4 +108,4 @@ def state_to_resume(run: RunFolder, config: RunConfig, warn: Callable[[str], Non
             f"training.max_steps ({config.training.max_steps}) is less than the {saved.step} steps that {run.path} has done; "
             "a run can only get longer"
         )
-    return saved
+    return Resumed(path, saved)

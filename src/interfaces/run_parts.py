@@ -16,7 +16,6 @@ from smallgpt.domain.config import RunConfig
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.initialisation import sinusoidal_positions
 from smallgpt.domain.processes import Processes
-from smallgpt.domain.state import TrainingState
 from smallgpt.domain.trainable import choose_trainable
 from smallgpt.domain.training_config import INITIAL_STD
 from smallgpt.infrastructure.device_batches import batches_on
@@ -97,11 +96,10 @@ def view_of(config: RunConfig, store: TokenStore, block_size: int) -> View:
     return training_view(store, weights, config.data.windows, block_size=block_size, seed=config.training.seed)
 
 
-def new_model(
-    config: RunConfig, machine: Machine, saved: TrainingState | None, start: OpenedModel | None = None
-) -> GPT:
-    """A model as the run's settings start it, from `start`'s weights if there are such, or the saved one; on the machine's
-    device. Raises ConfigError when nothing of it is to be trained.
+def new_model(config: RunConfig, machine: Machine, start: OpenedModel | None = None) -> GPT:
+    """A model as the run's settings start it, from `start`'s weights if there are such; on the machine's device.
+
+    Raises ConfigError when nothing of it is to be trained.
     """
     torch.manual_seed(config.training.seed)
     model = GPT(config.model, machine.kernels.ops)
@@ -116,6 +114,4 @@ def new_model(
         )  # the same memory: no second copy of a large model
         model.lm_head.weight = model.transformer.wte.weight
     choose_trainable(model, config.training)
-    if saved is not None:
-        model.load_state_dict(saved.weights)
     return model.to(machine.device)

@@ -29,6 +29,7 @@ class Record:
     events: list[dict[str, Any]] = field(default_factory=list)
     states: list[TrainingState] = field(default_factory=list)
     best: list[int] = field(default_factory=list)
+    shards: bool = False
 
     def log(self, event: dict[str, Any]) -> None:
         self.events.append(event)
@@ -95,9 +96,6 @@ class MakeLoop:
         torch.manual_seed(config.training.seed)
         model = model or GPT(config.model)
         choose_trainable(model, config.training)
-        if state is not None:
-            weights = {**state.weights, "lm_head.weight": state.weights["transformer.wte.weight"]}
-            model.load_state_dict(weights)
         batches = self.batches(config.model)
         stepper = Stepper(model, config, config.training.max_steps or 12, precision)
         if precision == torch.float16:

@@ -38,6 +38,7 @@ class Files:
     run: RunFolder
     checkpoints: RunCheckpoints
     lines: JsonLines
+    shards: bool = False
 
     def log(self, event: dict[str, Any]) -> None:
         self.lines.log(event)
@@ -109,7 +110,7 @@ class Runs:
             "scaler": loop.stepper.scaler.state_dict(),
             "counted": (loop.tokens, loop.skipped, loop.skipped_in_a_row, loop.best),
         }
-        return Result(loop.stepper.model.state_dict(), loop.stepper.tensors(), numbers, events, best)
+        return Result(loop.stepper.model.state_dict(), loop.stepper.state()[1], numbers, events, best)
 
 
 @pytest.fixture(scope="module")

@@ -188,12 +188,12 @@ def test_nothing_that_is_not_finite_reaches_weights_or_optimizer(
         stepper.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     stepper(0, make_batches(tiny))
     POISONS[name](stepper)
-    weights, state = weights_of(stepper), {n: t.clone() for n, t in stepper.tensors().items()}
+    weights, state = weights_of(stepper), {n: t.clone() for n, t in stepper.state()[1].items()}
     result = stepper(1, make_batches(tiny))
     assert result.bad_tensor == name
     after = weights_of(stepper)
     assert not {n for n in weights if not torch.equal(after[n].nan_to_num(), weights[n].nan_to_num())}
-    assert_same(stepper.tensors(), state)
+    assert_same(stepper.state()[1], state)
     assert all(p.grad is None for p in stepper.model.parameters()), "bad gradients must not meet the next step's"
 
 

@@ -37,14 +37,12 @@ def settings(**training: Any) -> RunConfig:
     )
 
 
-def trained(config: RunConfig, processes: Processes, saved: dict[str, Any] | None = None) -> dict[str, Any]:
+def trained(config: RunConfig, processes: Processes) -> dict[str, Any]:
     """Losses, norms and weights of a run; some targets are missing, more of them in later rows."""
     torch.manual_seed(0)
     model = GPT(config.model)
     batches = MadeBatches(config.model, ignored=lambda row: row)
     stepper = Stepper(model, config, STEPS, processes=processes, joined=processes.joined(model))
-    if saved is not None:
-        stepper.restore(saved, {})
     results = [stepper(step, batches) for step in range(STEPS)]
     blocks = [batches.rows(99, range(first, min(first + 3, 13))) for first in range(0, 13, 3)]
     score = evaluate(model, blocks, 1000, processes=processes)
@@ -53,7 +51,10 @@ def trained(config: RunConfig, processes: Processes, saved: dict[str, Any] | Non
         "norms": [result.grad_norm for result in results],
         "tokens": [result.tokens for result in results],
         "weights": {name: processes.whole(p.detach()).double().sum().item() for name, p in model.named_parameters()},
-        "state": {name: tensor.double().sum().item() for name, tensor in stepper.tensors().items()},
+        "state": {
+            name: processes.whole(tensor).double().sum().item()
+            for name, tensor in stepper.state(shares=True)[1].items()
+        },
         "score": [score.nats, score.tokens, score.block_variance, score.blocks],
     }
 

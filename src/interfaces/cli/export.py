@@ -11,7 +11,7 @@ def export(
     run: Path,
     /,
     *,
-    to: Literal["seed", "nanogpt", "hf", "gguf", "onnx", "peft"],
+    to: Literal["seed", "nanogpt", "hf", "gguf", "onnx", "peft", "smallgpt"],
     out: Path,
     dtype: Literal["f32", "f16", "q8_0"] | None = None,
     overwrite: Switch = False,
@@ -34,7 +34,7 @@ def export(
         run: Run, checkpoint or imported folder.
         to: The format: hf is a folder for Hugging Face's transformers, gguf llama.cpp's one file with the tokenizer inside,
             onnx a graph for ONNX Runtime and its like; peft takes the low-rank updates alone, of a run with
-            --training.lora-rank.
+            --training.lora-rank; smallgpt is a folder of our own with the model alone, of a checkpoint in shards too.
         out: Folder to write.
         dtype: gguf only: what the matrices are kept as; f32 when not given.
         overwrite: Replace what an earlier import or export wrote there.
