@@ -257,7 +257,7 @@ def digests(paths: Iterable[Path]) -> dict[str, Any]:
 
 def is_sharded(folder: Path) -> bool:
     """Did several processes write its tensors, each its share?"""
-    return next(folder.glob(SHARDS), None) is not None
+    return bool(list(folder.glob(SHARDS)))
 
 
 def _is_complete(files: object) -> TypeGuard[dict[str, Any]]:

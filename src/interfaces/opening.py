@@ -113,7 +113,7 @@ def _resolve(path: Path) -> tuple[RunFolder | None, Path]:
         raise CheckpointError(f"{path} is no model that smallgpt knows. Name the folder of a run or of a model.")
     if (path / "adapter_config.json").exists():
         raise CheckpointError(f"{path} is an adapter, and no model by itself. Name the run that it came from.")
-    if (path / "model.safetensors").exists():
+    if (path / "model.safetensors").exists() or (path / checkpoints.MANIFEST).exists():
         run = RunFolder(path.parent.parent)
         return (run if run.config_file.exists() else None), path
     run = RunFolder(path)

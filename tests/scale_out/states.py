@@ -90,7 +90,7 @@ def found_out(case: str, folder: Path) -> dict[str, bool]:
         third.restore(read_shares(path, third.model, third.optimizers), {}, shares=True)
         answers["written and read in shares"] = same(before.state(shares=True), third.state(shares=True))
         fourth = stepper_of(settings(case), processes, 300 + processes.rank)
-        made_alone = next((folder / f"{case}-alone" / "checkpoints").glob("step-*"))
+        [made_alone] = (folder / f"{case}-alone" / "checkpoints").glob("step-*")
         fourth.restore(read_shares(made_alone, fourth.model, fourth.optimizers), {}, shares=True)
         alone = trained(case, ALONE)
         gathered = fourth.state()

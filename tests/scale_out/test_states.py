@@ -43,7 +43,7 @@ def test_every_process_finds_what_was_saved(folder: Path, case: str) -> None:
 
 @pytest.mark.parametrize("case", IN_SHARDS)
 def test_one_process_takes_up_what_several_wrote_in_shares(folder: Path, case: str) -> None:
-    checkpoint = next((folder / case / "checkpoints").glob("step-*"))
+    [checkpoint] = (folder / case / "checkpoints").glob("step-*")
     verify(checkpoint)
     whole = load_file(folder / f"{case}.whole")
     stepper = stepper_of(settings(case), ALONE, 5)
