@@ -18,13 +18,22 @@ class Batches(Protocol):
 
 
 class Checkpoints(Protocol):
-    """Keeps whole states; a save is complete or absent."""
+    """Keeps whole states; a save is complete or absent, and may be completed beside training.
 
-    def save(self, state: TrainingState) -> str:
-        """Keep the state and say where. Raises CheckpointError."""
+    Every call raises CheckpointError for an earlier save that failed meanwhile.
+    """
+
+    def save(self, state: TrainingState) -> None:
+        """Keep the state, whose tensors may change as soon as this returns. Raises CheckpointError."""
 
     def mark_best(self, step: int) -> None:
-        """The kept state of `step` has the lowest validation loss so far."""
+        """The saved state of `step` has the lowest validation loss so far."""
+
+    def kept(self, step: int) -> str | None:
+        """Where the state of `step`, which was saved, is kept; None while that goes on."""
+
+    def finish(self) -> None:
+        """Wait until everything is kept."""
 
 
 class Tracker(Protocol):

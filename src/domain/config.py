@@ -170,6 +170,8 @@ class CheckpointConfig(Section):
     """Steps or share between two checkpoints; 0 only at the end."""
     keep: Positive = 2
     """Newest checkpoints kept, beside the best one."""
+    asynchronous: bool = False
+    """Copy the state and write it beside training: a shorter pause, for the memory of a second state."""
 
 
 class KernelsConfig(Section):

@@ -18,7 +18,7 @@ from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.errors import CheckpointError
 from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure import checkpoints
-from smallgpt.infrastructure.checkpoints import RunCheckpoints, best_checkpoint, load_checkpoint, newest_good
+from smallgpt.infrastructure.checkpoints import RunCheckpoints, best_checkpoint, load_checkpoint, newest_good, verify
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.interfaces.opening import open_model
 
@@ -186,7 +186,7 @@ def test_damage_is_found_named_and_passed_over(run: RunFolder, name: str, damage
     newest = run.checkpoints()[-1]
     damage(newest / name)
     with pytest.raises(CheckpointError, match="step-00000020") as caught:
-        load_checkpoint(newest)
+        verify(newest)
     assert name in str(caught.value)
     path, problems = newest_good(run)
     assert path.name == "step-00000010"
@@ -198,7 +198,7 @@ def test_damage_is_found_named_and_passed_over(run: RunFolder, name: str, damage
 def test_a_file_of_another_step_is_found_out(run: RunFolder, name: str) -> None:
     swap(run.checkpoints()[-1] / name)
     with pytest.raises(CheckpointError):
-        load_checkpoint(run.checkpoints()[-1])
+        verify(run.checkpoints()[-1])
     assert newest_good(run)[0].name == "step-00000010"
 
 
@@ -210,12 +210,12 @@ def test_no_single_flipped_bit_of_the_manifest_gets_through_or_breaks_out(run: R
     for bit in random.Random(1).sample(range(bits), 200):
         flip(manifest, bit)
         try:
-            checkpoints.verify(newest)
+            verify(newest)
             unnoticed.append(bit)
         except CheckpointError:
             pass
         flip(manifest, bit)
-    checkpoints.verify(newest)
+    verify(newest)
     assert unnoticed == []
 
 
