@@ -46,6 +46,7 @@ class Saves:
             try:
                 self.finish()
             except Exception as another:
-                if another is not error:
-                    error.add_note(str(another))
+                if isinstance(error, OSError):  # the record's disk is full too, and these words tell more
+                    raise another from error
+                error.add_note(str(another))
             raise

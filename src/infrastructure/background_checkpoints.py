@@ -29,8 +29,8 @@ class BackgroundCheckpoints:
     """Checkpoints that a thread writes, one at a time and in order; an application.ports.Checkpoints.
 
     The copy's memory is kept for the next one: taking it anew from the system costs several times the copying. What could
-    not be written is raised by the next call, whichever it is, and by every one after it; nothing more is written then, so
-    that no mark names a checkpoint which is not there.
+    not be written is raised by the next call, whichever it is; until the next save nothing more is written then, so that no
+    mark names a checkpoint which is not there.
     """
 
     def __init__(self, writer: Writer, say: Callable[[str], None]) -> None:
@@ -38,7 +38,8 @@ class BackgroundCheckpoints:
         self.writer, self.say = writer, say
         self.thread = ThreadPoolExecutor(1, "checkpoints")
         self.last: Future[None] | None = None
-        self.error: Exception | None = None
+        self.failed = False
+        self.error: Exception | None = None  # not raised yet
         self.places: dict[int, str | None] = {}
         self.buffers: dict[str, Tensor] = {}
         self.waited = False
@@ -52,6 +53,7 @@ class BackgroundCheckpoints:
                 "a larger --checkpoint.every leaves the disk more time"
             )
         self.finish()  # there is one copy
+        self.failed = False
         weights, optimizer = self._copied(state.weights), self._copied(state.optimizer)
         if any(tensor.is_cuda for tensor in (*state.weights.values(), *state.optimizer.values())):
             torch.cuda.current_stream().synchronize()  # the next step overwrites what is being copied
@@ -85,11 +87,11 @@ class BackgroundCheckpoints:
 
     def _do(self, action: Callable[[T], None], argument: T) -> None:
         """In the thread."""
-        if self.error is None:
+        if not self.failed:
             try:
                 action(argument)
             except Exception as error:  # raised where training can end
-                self.error = error
+                self.failed, self.error = True, error
 
     def _write(self, state: TrainingState) -> None:
         self.writer.save(state)
@@ -97,4 +99,7 @@ class BackgroundCheckpoints:
 
     def _raise(self) -> None:
         if self.error is not None:
-            raise self.error
+            try:
+                raise self.error
+            finally:
+                self.error = None  # it holds the frames of this call, and so this object: a cycle with all they hold
