@@ -22,7 +22,7 @@ class Beside(Record):
 
     def __init__(self, ready: Callable[[int], bool] = lambda step: True, room: int = 99) -> None:
         super().__init__()
-        self.ready, self.room = ready, room
+        self.ready, self.room, self.awaited = ready, room, False
         self.background = BackgroundCheckpoints(Written(self), lambda words: None)
 
     def save(self, state: TrainingState) -> None:
@@ -35,6 +35,7 @@ class Beside(Record):
         return self.background.kept(step)
 
     def finish(self) -> None:
+        self.awaited = True
         self.background.finish()
 
 
@@ -100,8 +101,7 @@ def test_the_record_tells_how_long_training_stood_still(tiny: GPTConfig, make_lo
 
 
 def test_a_stopped_run_has_its_checkpoint_when_it_returns(tiny: GPTConfig, make_loop: MakeLoop) -> None:
-    slow = time.monotonic() + 0.3
-    beside = Beside(lambda step: time.monotonic() > slow)
+    beside = Beside(lambda step: step == 4 or beside.awaited)
     make_loop(settings(tiny), beside, stop_at=6).run()
     assert [state.step for state in beside.states] == [4, 6]
     assert [event["step"] for event in beside.of("checkpoint")] == [4, 6]
@@ -121,8 +121,7 @@ def test_a_full_disk_ends_the_run_at_a_step_and_not_at_the_next_save(tiny: GPTCo
 def test_what_was_being_written_when_a_run_failed_is_complete_and_on_record(
     tiny: GPTConfig, make_loop: MakeLoop
 ) -> None:
-    slow = time.monotonic() + 0.3
-    beside = Beside(lambda step: time.monotonic() > slow)
+    beside = Beside(lambda step: beside.awaited)
     with pytest.raises(SmallGPTError, match="the power went out"):
         make_loop(settings(tiny), beside, die_at=5).run()
     assert [state.step for state in beside.states] == [4]
@@ -130,8 +129,7 @@ def test_what_was_being_written_when_a_run_failed_is_complete_and_on_record(
 
 
 def test_a_write_that_fails_beside_another_error_is_noted(tiny: GPTConfig, make_loop: MakeLoop) -> None:
-    slow = time.monotonic() + 0.3
-    beside = Beside(lambda step: time.monotonic() > slow, room=0)
+    beside = Beside(lambda step: beside.awaited, room=0)
     with pytest.raises(SmallGPTError, match="the power went out") as caught:
         make_loop(settings(tiny), beside, die_at=5).run()
     assert caught.value.__notes__ == ["the disk is full"]
