@@ -18,17 +18,26 @@ class Batches(Protocol):
 
 
 class Checkpoints(Protocol):
-    """Keeps states; a save is complete or absent."""
+    """Keeps states; a save is complete or absent, and may be completed beside training.
+
+    Every call raises CheckpointError for an earlier save that failed meanwhile.
+    """
 
     @property
     def shards(self) -> bool:
         """Does each process give it what it holds, instead of the first one everything?"""
 
-    def save(self, state: TrainingState) -> str:
-        """Keep the state and say where. Raises CheckpointError."""
+    def save(self, state: TrainingState) -> None:
+        """Keep the state, whose tensors may change as soon as this returns. Raises CheckpointError."""
 
     def mark_best(self, step: int) -> None:
-        """The kept state of `step` has the lowest validation loss so far."""
+        """The saved state of `step` has the lowest validation loss so far."""
+
+    def kept(self, step: int) -> str | None:
+        """Where the state of `step`, which was saved, is kept; None while that goes on."""
+
+    def finish(self) -> None:
+        """Wait until everything is kept."""
 
 
 class Tracker(Protocol):

@@ -12,6 +12,7 @@ from math import inf
 from typing import Any
 
 from smallgpt.application.ports import Batches, Checkpoints, Tracker
+from smallgpt.application.saves import Saves
 from smallgpt.application.step import Stepper
 from smallgpt.application.step_result import Running, StepResult
 from smallgpt.domain.config import steps_of
@@ -64,6 +65,7 @@ class Loop:
         around_step: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self.stepper, self.batches, self.checkpoints = stepper, batches, checkpoints
+        self.saves = Saves(checkpoints, tracker)
         self.tracker, self.look, self.should_stop = tracker, look, should_stop
         self.peak_flops, self.memory, self.around_step = peak_flops, memory, around_step
         self.step = self.tokens = self.skipped_in_a_row = self.skipped = 0
@@ -71,7 +73,6 @@ class Loop:
         self.settled_at = time.perf_counter()
         self.first, self.compiled = True, compiled
         self.best: float | None = None
-        self.last_good = "none yet"
         self.started = time.perf_counter() if started is None else started
 
     @property
@@ -86,22 +87,29 @@ class Loop:
         self.step, self.tokens, self.best = state.step, loop["tokens"], loop["best"]
         self.skipped, self.skipped_in_a_row = loop["skipped"], loop["skipped_in_a_row"]
         self.started -= loop["seconds"]
-        self.last_good = f"the one of step {self.step}"
+        self.saves.last_good = f"the one of step {self.step}"
 
     def run(self) -> Outcome:
-        """Train to the planned step. Raises NumericsError after max_skipped bad steps in a row."""
+        """Train to the planned step. Raises NumericsError after max_skipped bad steps in a row, and CheckpointError."""
+        with self.saves.finished_after():
+            return self._train()
+
+    def _train(self) -> Outcome:
         saved_at = self.step if self.step else -1
         while True:
             done, stop = self.step == self.stepper.total_steps, self.stepper.processes.any(self.should_stop())
             if done or stop:
                 self._settle()
             if (done or stop) and saved_at != self.step:
-                self._save()  # before any evaluation: a finished model must not be lost to a failing one
+                self._save()
+            if done or stop:
+                self.saves.finish()  # before any evaluation: a finished model must not be lost to a failing one
             if done or not stop:
                 self._look_if_due()
             if done or stop:
                 return self._end(finished=done)
             self._train_one_step()
+            self.saves.record()
             if self._something_due():
                 self._settle()
             if self._checkpoint_due():
@@ -167,9 +175,10 @@ class Loop:
             {"event": "skip", "step": steps, "tensor": result.bad_tensor, "in_a_row": self.skipped_in_a_row}
         )
         if self.skipped_in_a_row >= self.stepper.config.training.max_skipped:
+            self.saves.finish()  # or an older checkpoint would be named
             raise NumericsError(
                 f"{self.skipped_in_a_row} steps in a row were not finite, the last at step {steps}; first bad tensor: "
-                f"{result.bad_tensor}.\nLast good checkpoint: {self.last_good}. Try a lower --optimizer.learning-rate "
+                f"{result.bad_tensor}.\nLast good checkpoint: {self.saves.last_good}. Try a lower --optimizer.learning-rate "
                 "or --training.precision fp32."
             )
 
@@ -208,6 +217,7 @@ class Loop:
         return score
 
     def _save(self) -> None:
+        start = time.perf_counter()
         loop = {
             "scaler": self.stepper.scaler.state_dict(),
             "total_steps": self.stepper.total_steps,
@@ -220,12 +230,12 @@ class Loop:
         }
         shares = self.checkpoints.shards
         state = TrainingState(self.step, *self.stepper.state(shares=shares), loop, shares)
-        self.last_good = self.checkpoints.save(state)
-        self.tracker.log({"event": "checkpoint", "step": self.step, "path": self.last_good})
+        self.saves.save(state, start)
 
     def _end(self, *, finished: bool) -> Outcome:
         seconds = self.seconds
         final = self._evaluate(whole=True) if finished else None
+        self.saves.finish()  # the mark of the best one too
         reason = "finished" if finished else "interrupted"
         end = {"event": "end", "step": self.step, "seconds": seconds, "reason": reason, "memory_bytes": self.memory()}
         self.tracker.log(end)

@@ -172,6 +172,8 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept, beside the best one."""
     sharded: bool = False
     """Each process writes and reads its share, for models that no process can hold; `smallgpt export` joins the shares."""
+    asynchronous: bool = False
+    """Copy the state and write it beside training: a shorter pause, for the memory of a second state."""
 
 
 class KernelsConfig(Section):
@@ -211,6 +213,8 @@ class RunConfig(Section):
     def _shards_hold_one_model(self) -> Self:
         if self.checkpoint.sharded and self.training.lora_rank is not None:
             raise ValueError("checkpoint.sharded is for runs that train all of a model; leave training.lora_rank out")
+        if self.checkpoint.sharded and self.checkpoint.asynchronous:
+            raise ValueError("checkpoint.sharded and checkpoint.asynchronous exclude each other; give one")
         return self
 
     @model_validator(mode="after")

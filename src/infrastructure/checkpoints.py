@@ -49,9 +49,9 @@ class RunCheckpoints:
         self.run, self.config, self.tokenizer_file, self.keep = run, config, tokenizer_file, keep
         self.lora_alpha = lora_alpha
 
-    def save(self, state: TrainingState) -> str:
-        """Write the state; return the folder's path. Raises CheckpointError."""
-        target = self.run.checkpoints_folder / f"step-{state.step:08d}"
+    def save(self, state: TrainingState) -> None:
+        """Write the state. Raises CheckpointError."""
+        target = self._folder(state.step)
         self._clear_drafts()
         try:
             with folder_written_whole(target) as folder:
@@ -65,7 +65,6 @@ class RunCheckpoints:
         except (OSError, SafetensorError) as error:
             raise self._not_written(target, error) from None
         self._prune(target)
-        return str(target)
 
     def _write_facts(self, folder: Path, state: TrainingState) -> None:
         """All but tensors and manifest."""
@@ -88,12 +87,22 @@ class RunCheckpoints:
         """Remember the checkpoint of `step` as the best; it outlives `keep`. Raises CheckpointError."""
         path = self.run.checkpoints_folder / "best.json"
         try:
-            write_json(path, {"checkpoint": f"step-{step:08d}"})
+            write_json(path, {"checkpoint": self._folder(step).name})
         except OSError as error:
             raise CheckpointError(
                 f"{path} could not be written: {error}. The checkpoints are untouched; free the disk, "
                 f"then `smallgpt train --resume {self.run.path}`."
             ) from None
+
+    def kept(self, step: int) -> str:
+        """See application.ports.Checkpoints."""
+        return str(self._folder(step))
+
+    def finish(self) -> None:
+        """Nothing is left to do when a save returns."""
+
+    def _folder(self, step: int) -> Path:
+        return self.run.checkpoints_folder / f"step-{step:08d}"
 
     def _prune(self, saved: Path) -> None:
         """Remove what is older than the newest `keep`.
@@ -116,11 +125,17 @@ class NoCheckpoints:
 
     shards = False
 
-    def save(self, state: TrainingState) -> str:
+    def save(self, state: TrainingState) -> None:
         """See application.ports.Checkpoints."""
-        return f"step-{state.step:08d}"
 
     def mark_best(self, step: int) -> None:
+        """See application.ports.Checkpoints."""
+
+    def kept(self, step: int) -> str:
+        """See application.ports.Checkpoints."""
+        return f"step {step}"
+
+    def finish(self) -> None:
         """See application.ports.Checkpoints."""
 
 
@@ -175,11 +190,10 @@ def verify(folder: Path) -> None:
 
 
 def load_checkpoint(folder: Path) -> TrainingState:
-    """Read a checkpoint after verifying it: low-rank updates by themselves, of one in shards no tensor.
+    """Read a checkpoint that `newest_good` gave, or `verify` passed; low-rank updates by themselves, of shards no tensor.
 
     Raises CheckpointError.
     """
-    verify(folder)
     loop = read_json(folder / "state.json")
     if is_sharded(folder):
         return TrainingState(loop.pop("step"), {}, {}, loop, shares=True)

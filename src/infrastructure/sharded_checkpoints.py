@@ -43,8 +43,8 @@ class ShardedCheckpoints(RunCheckpoints):
         super().__init__(run, config, tokenizer_file, keep)
         self.processes = processes
 
-    def save(self, state: TrainingState) -> str:
-        """Write the state, of which each process has its share; return the folder's path. Raises CheckpointError."""
+    def save(self, state: TrainingState) -> None:
+        """Write the state, of which each process has its share. Raises CheckpointError."""
         target, first = self.run.checkpoints_folder / f"step-{state.step:08d}", self.processes.rank == 0
         draft = target.with_name(f".{target.name}.tmp")
         try:
@@ -69,7 +69,6 @@ class ShardedCheckpoints(RunCheckpoints):
         if first:
             self._prune(target)
         self.processes.wait_for_first()  # until it is in its place
-        return str(target)
 
     def mark_best(self, step: int) -> None:
         """See RunCheckpoints."""

@@ -15,6 +15,7 @@ from smallgpt.domain.processes import ALONE, Processes
 from smallgpt.domain.state import TrainingState
 from smallgpt.domain.trainable import n_trained
 from smallgpt.infrastructure import checkpoints, devices
+from smallgpt.infrastructure.background_checkpoints import BackgroundCheckpoints
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.infrastructure.token_store import TokenStore
 from smallgpt.infrastructure.trackers import JsonLines, Several
@@ -187,9 +188,10 @@ def _checkpoints(run: RunFolder, parts: RunParts) -> Checkpoints:
         )
     if parts.processes.rank:
         return checkpoints.NoCheckpoints()
-    return checkpoints.RunCheckpoints(
+    keeper = checkpoints.RunCheckpoints(
         run, config.model, parts.store.tokenizer_file, config.checkpoint.keep, config.training.lora_alpha
     )
+    return BackgroundCheckpoints(keeper, parts.say) if config.checkpoint.asynchronous else keeper
 
 
 def _compile(parts: RunParts, saved: TrainingState | None) -> bool:

@@ -34,9 +34,14 @@ class Record:
     def log(self, event: dict[str, Any]) -> None:
         self.events.append(event)
 
-    def save(self, state: TrainingState) -> str:
+    def save(self, state: TrainingState) -> None:
         self.states.append(deepcopy(state))
-        return f"memory/{state.step}"
+
+    def kept(self, step: int) -> str:
+        return f"memory/{step}"
+
+    def finish(self) -> None:
+        pass
 
     def mark_best(self, step: int) -> None:
         self.best.append(step)

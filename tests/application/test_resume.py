@@ -43,8 +43,14 @@ class Files:
     def log(self, event: dict[str, Any]) -> None:
         self.lines.log(event)
 
-    def save(self, state: Any) -> str:
-        return self.checkpoints.save(state)
+    def save(self, state: Any) -> None:
+        self.checkpoints.save(state)
+
+    def kept(self, step: int) -> str | None:
+        return self.checkpoints.kept(step)
+
+    def finish(self) -> None:
+        self.checkpoints.finish()
 
     def mark_best(self, step: int) -> None:
         self.checkpoints.mark_best(step)

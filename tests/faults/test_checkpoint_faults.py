@@ -18,7 +18,7 @@ from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.errors import CheckpointError
 from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure import checkpoints
-from smallgpt.infrastructure.checkpoints import RunCheckpoints, best_checkpoint, load_checkpoint, newest_good
+from smallgpt.infrastructure.checkpoints import RunCheckpoints, best_checkpoint, load_checkpoint, newest_good, verify
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.interfaces.opening import open_model
 
@@ -61,26 +61,30 @@ import torch
 torch.set_num_threads(1)
 from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.state import TrainingState
+from smallgpt.infrastructure.background_checkpoints import BackgroundCheckpoints
 from smallgpt.infrastructure.checkpoints import RunCheckpoints, newest_good
 from smallgpt.infrastructure.run_folder import RunFolder
 
-def save_forever(folder, keep):
+def save_forever(folder, keep, asynchronous):
     run = RunFolder(Path(folder))
     keeper = RunCheckpoints(run, GPTConfig(), None, keep)
+    if asynchronous:
+        keeper = BackgroundCheckpoints(keeper, lambda words: None)
     newest = int(newest_good(run)[0].name.removeprefix("step-"))
+    weights = {f"w{i}": torch.empty(20_000) for i in range(4)}
+    optimizer = {f"{name}/exp_avg": torch.empty(20_000) for name in weights}
     for step in itertools.count(newest + 1):
-        tensors = [torch.full((20_000,), float(step)) for _ in range(4)]
-        weights = {f"w{i}": t for i, t in enumerate(tensors)}
-        optimizer = {f"w{i}/exp_avg": t.clone() for i, t in enumerate(tensors)}
+        for tensor in (*weights.values(), *optimizer.values()):
+            tensor.fill_(step)
         keeper.save(TrainingState(step, weights, optimizer, {"tokens": step}))
         if step % 3 == 0:
             keeper.mark_best(step)
 
 for line in sys.stdin:  # one child a line: importing torch anew for each would take seconds
-    folder, keep = line.rstrip().split("\\t")
+    folder, keep, asynchronous = line.rstrip().split("\\t")
     child = os.fork()
     if child == 0:
-        save_forever(folder, int(keep))
+        save_forever(folder, int(keep), asynchronous == "True")
     print(child, flush=True)
     os.waitpid(child, 0)
     print("gone", flush=True)
@@ -98,7 +102,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def killed_saver() -> Iterator[Callable[[Path, int, Wait], None]]:
+def killed_saver() -> Iterator[Callable[[Path, int, bool, Wait], None]]:
     """Let a process save into a run, wait, and kill it."""
     with subprocess.Popen(
         [sys.executable, "-c", SAVE_FOREVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -107,8 +111,8 @@ def killed_saver() -> Iterator[Callable[[Path, int, Wait], None]]:
         assert server.stdout is not None
         to, back = server.stdin, server.stdout
 
-        def save_and_die(folder: Path, keep: int, wait: Wait) -> None:
-            to.write(f"{folder}\t{keep}\n")
+        def save_and_die(folder: Path, keep: int, asynchronous: bool, wait: Wait) -> None:
+            to.write(f"{folder}\t{keep}\t{asynchronous}\n")
             to.flush()
             child = int(back.readline())
             wait()
@@ -118,19 +122,19 @@ def killed_saver() -> Iterator[Callable[[Path, int, Wait], None]]:
         yield save_and_die
 
 
-@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize(("keep", "asynchronous"), [(1, False), (2, False), (1, True)])
 @pytest.mark.parametrize("kills", [15, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_kill_at_any_moment_leaves_a_checkpoint_that_loads(
-    tmp_path: Path, killed_saver: Callable[[Path, int, Wait], None], kills: int, keep: int
+    tmp_path: Path, killed_saver: Callable[[Path, int, bool, Wait], None], kills: int, keep: int, asynchronous: bool
 ) -> None:
     run = RunFolder(tmp_path / "run")
     start = time.perf_counter()
     RunCheckpoints(run, GPTConfig(), None, keep).save(filled_state(1, 20_000))
     span = 3 * (time.perf_counter() - start)  # some die in their first save, some in a later one
     moments, last = random.Random(kills + keep), 2
-    killed_saver(run.path, keep, lambda: until(lambda: run.checkpoints()[-1].name >= "step-00000002"))
+    killed_saver(run.path, keep, asynchronous, lambda: until(lambda: run.checkpoints()[-1].name >= "step-00000002"))
     for _ in range(kills):
-        killed_saver(run.path, keep, lambda: time.sleep(moments.uniform(0.0, span)))
+        killed_saver(run.path, keep, asynchronous, lambda: time.sleep(moments.uniform(0.0, span)))
         path, _ = newest_good(run)
         state = load_checkpoint(path)
         assert_whole(state)
@@ -186,7 +190,7 @@ def test_damage_is_found_named_and_passed_over(run: RunFolder, name: str, damage
     newest = run.checkpoints()[-1]
     damage(newest / name)
     with pytest.raises(CheckpointError, match="step-00000020") as caught:
-        load_checkpoint(newest)
+        verify(newest)
     assert name in str(caught.value)
     path, problems = newest_good(run)
     assert path.name == "step-00000010"
@@ -198,7 +202,7 @@ def test_damage_is_found_named_and_passed_over(run: RunFolder, name: str, damage
 def test_a_file_of_another_step_is_found_out(run: RunFolder, name: str) -> None:
     swap(run.checkpoints()[-1] / name)
     with pytest.raises(CheckpointError):
-        load_checkpoint(run.checkpoints()[-1])
+        verify(run.checkpoints()[-1])
     assert newest_good(run)[0].name == "step-00000010"
 
 
@@ -210,12 +214,12 @@ def test_no_single_flipped_bit_of_the_manifest_gets_through_or_breaks_out(run: R
     for bit in random.Random(1).sample(range(bits), 200):
         flip(manifest, bit)
         try:
-            checkpoints.verify(newest)
+            verify(newest)
             unnoticed.append(bit)
         except CheckpointError:
             pass
         flip(manifest, bit)
-    checkpoints.verify(newest)
+    verify(newest)
     assert unnoticed == []
 
 

@@ -52,12 +52,13 @@ def test_a_disk_that_fills_up_while_preparing(here: Path, refused: Refused, disk
     assert not list(place.rglob("*new*"))
 
 
+@pytest.mark.parametrize("how", [[], ["--checkpoint.asynchronous"]], ids=["at once", "asynchronous"])
 def test_a_disk_that_fills_up_while_training(
-    here: Path, run: Run, tiny_flags: list[str], disk: Callable[[str], Path]
+    here: Path, run: Run, tiny_flags: list[str], disk: Callable[[str], Path], how: list[str]
 ) -> None:
     place = disk("size=1m")
     out = str(place / "run")
-    often = ["--checkpoint.every=1", "--checkpoint.keep=99", "--training.max-steps=99", "--model.n-embd=64"]
+    often = [*how, "--checkpoint.every=1", "--checkpoint.keep=99", "--training.max-steps=99", "--model.n-embd=64"]
     words = [flag for flag in tiny_flags if "n-embd" not in flag]
     ended = run("train", "--data", "data", "--out", out, *words, *often)
     assert ended.code == 4
@@ -74,11 +75,12 @@ def test_a_disk_that_fills_up_while_training(
     assert "Traceback" not in resumed.err
 
 
+@pytest.mark.parametrize("how", [[], ["--checkpoint.asynchronous"]], ids=["at once", "asynchronous"])
 def test_a_disk_without_room_for_the_first_checkpoint(
-    here: Path, run: Run, refused: Refused, tiny_flags: list[str], disk: Callable[[str], Path]
+    here: Path, run: Run, refused: Refused, tiny_flags: list[str], disk: Callable[[str], Path], how: list[str]
 ) -> None:
     out = str(disk("size=32k") / "run")
-    ended = run("train", "--data", "data", "--out", out, *tiny_flags, "--training.max-steps=2")
+    ended = run("train", "--data", "data", "--out", out, *tiny_flags, *how, "--training.max-steps=2")
     assert ended.code == 4
     assert "0 earlier ones" in ended.err
     assert "--resume" not in ended.err

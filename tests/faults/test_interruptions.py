@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,34 @@ def test_a_kill_loses_no_more_than_since_the_last_checkpoint(
     assert [step for step, _ in losses("runs/long")] == list(range(1, saved + 6))
     for line in Path("runs/long/metrics.jsonl").read_text().splitlines():
         json.loads(line)
+
+
+@pytest.mark.slow
+def test_kills_while_checkpoints_are_written_beside_training_change_no_number(
+    here: Path, run: Run, start: Start, tiny_flags: list[str]
+) -> None:
+    words = [word for word in tiny_flags if "n-embd" not in word]
+    length = ["--training.max-steps=60", "--checkpoint.every=3", "--evaluation.max-tokens=1000"]
+    whole = ["train", "--data", "data", *words, "--model.n-embd=128", *length]
+    command = [*whole, "--out", "runs/cut", "--checkpoint.asynchronous"]
+    moments = random.Random(3)
+    drafts = Path("runs/cut/checkpoints")
+    for goal in (8, 22, 36):
+        process = start(*command)
+        wait_for(partial(lambda goal: steps_done("runs/cut") > goal and any(drafts.glob(".step-*")), goal), process)
+        time.sleep(moments.uniform(0.0, 0.02))
+        process.kill()
+        process.communicate()
+        command = ["train", "--resume", "runs/cut"]
+    done = run(*command)
+    assert done.code == 0
+    assert "resumed  from step" in done.out
+    assert run(*whole, "--out", "runs/whole").code == 0
+    assert losses("runs/cut") == losses("runs/whole")
+    for name, tensor in weights("runs/whole").items():
+        assert torch.equal(weights("runs/cut")[name], tensor), name
+    saved = [event["path"] for event in RunFolder(Path("runs/cut")).metrics() if event["event"] == "checkpoint"]
+    assert saved[-1] == "runs/cut/checkpoints/step-00000060"
 
 
 def test_a_second_signal_ends_at_once(here: Path, start: Start, long_run: list[str]) -> None:

@@ -43,9 +43,14 @@ def names(run: RunFolder) -> list[str]:
     return [path.name for path in run.checkpoints()]
 
 
+def saved(keeper: RunCheckpoints, state: TrainingState) -> Path:
+    keeper.save(state)
+    return Path(keeper.kept(state.step))
+
+
 def test_what_was_saved_comes_back(keeper: RunCheckpoints, tiny: GPTConfig, make_state: MakeState) -> None:
     state = make_state(400)
-    folder = Path(keeper.save(state))
+    folder = saved(keeper, state)
     assert folder.name == "step-00000400"
     back = load_checkpoint(folder)
     assert back.step == 400
@@ -56,7 +61,7 @@ def test_what_was_saved_comes_back(keeper: RunCheckpoints, tiny: GPTConfig, make
 
 
 def test_the_folder_holds_what_other_tools_expect_and_no_pickle(keeper: RunCheckpoints, make_state: MakeState) -> None:
-    folder = Path(keeper.save(make_state(1)))
+    folder = saved(keeper, make_state(1))
     assert sorted(path.name for path in folder.iterdir()) == FILES
     for path in folder.iterdir():
         content = path.read_bytes()
@@ -72,7 +77,7 @@ def test_the_folder_holds_what_other_tools_expect_and_no_pickle(keeper: RunCheck
 def test_a_models_tied_head_is_stored_once_and_comes_back(keeper: RunCheckpoints, tiny: GPTConfig) -> None:
     model = GPT(tiny)
     weights = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    folder = Path(keeper.save(TrainingState(1, weights, {}, {})))
+    folder = saved(keeper, TrainingState(1, weights, {}, {}))
     stored = load_file(folder / "model.safetensors")
     assert set(stored) == {name for name, _ in model.named_parameters()}
     assert "lm_head.weight" not in stored
@@ -86,7 +91,7 @@ def test_tensors_that_are_views_are_saved_as_they_look(keeper: RunCheckpoints) -
     state = TrainingState(
         1, {"across": table.T, "part": table[:, 1:3], "no grad": table.clone().requires_grad_()}, {}, {}
     )
-    back = load_checkpoint(Path(keeper.save(state))).weights
+    back = load_checkpoint(saved(keeper, state)).weights
     assert torch.equal(back["across"], table.T)
     assert torch.equal(back["part"], table[:, 1:3])
 
@@ -165,7 +170,7 @@ def test_a_run_without_checkpoints_says_so(run: RunFolder) -> None:
 
 
 def test_a_manifest_of_a_later_format_is_left_to_a_later_version(keeper: RunCheckpoints, make_state: MakeState) -> None:
-    folder = Path(keeper.save(make_state(1)))
+    folder = saved(keeper, make_state(1))
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
     with pytest.raises(CheckpointError, match=r"format version 2; this smallgpt reads 1"):
@@ -186,10 +191,10 @@ def test_a_manifest_of_a_later_format_is_left_to_a_later_version(keeper: RunChec
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_named(keeper: RunCheckpoints, make_state: MakeState, manifest: str) -> None:
-    folder = Path(keeper.save(make_state(1)))
+    folder = saved(keeper, make_state(1))
     (folder / "manifest.json").write_text(manifest)
     with pytest.raises(CheckpointError, match=r"manifest\.json|config\.json"):
-        load_checkpoint(folder)
+        verify(folder)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ def test_what_a_killed_process_left_is_cleared(keeper: ShardedCheckpoints, tiny:
 def test_shards_of_another_model_are_refused(
     keeper: ShardedCheckpoints, tiny: GPTConfig, other: dict[str, int]
 ) -> None:
-    folder = Path(keeper.save(state_of(tiny, 1)))
+    keeper.save(state_of(tiny, 1))
+    folder = Path(keeper.kept(1))
     model = GPT(tiny.model_copy(update=other))
     with pytest.raises(CheckpointError, match=r"the shards of .*step-00000001 cannot be read: process 0: "):
         read_shares(folder, model, build_optimizers(model, OptimizerConfig()))

@@ -85,7 +85,9 @@ def found_out(case: str, folder: Path) -> dict[str, bool]:
     answers = {"gathered and spread": same(before.state(shares=True), after.state(shares=True))}
     if "lora" not in case:
         state = TrainingState(2, *before.state(shares=True), {}, shares=True)
-        path = Path(keeper(folder / case, processes).save(state))
+        checkpoints = keeper(folder / case, processes)
+        checkpoints.save(state)
+        path = Path(checkpoints.kept(2))
         third = stepper_of(settings(case), processes, 200 + processes.rank)
         third.restore(read_shares(path, third.model, third.optimizers), {}, shares=True)
         answers["written and read in shares"] = same(before.state(shares=True), third.state(shares=True))
