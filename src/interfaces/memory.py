@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from smallgpt.application.memory_plan import KernelBytes, MemoryPlan, largest_micro_batch, plan_memory
+from smallgpt.application.memory_plan import KernelBytes, MemoryPlan, even_splits, largest_micro_batch, plan_memory
 from smallgpt.application.memory_shares import ONE_PROCESS, Sharing
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import HardwareError, is_out_of_memory
@@ -118,11 +118,19 @@ def _choose_sharing(
         return replicas, f"ddp: {config.optimizer.name} needs whole matrices"
     if available is None:
         return replicas, "ddp: nothing here tells how much memory is free"
-    least = _with(config, micro_batch=1) if config.training.micro_batch == "auto" else config
-    fit = bool(processes.lowest(int(_fits(least, machine, available, replicas))))
-    need, usable = plan(least, machine, sharing=replicas).peak, int(USABLE[machine.device.type] * available)
+    need, usable = _least(config, machine, replicas), int(USABLE[machine.device.type] * available)
+    fit = bool(processes.lowest(int(need <= usable)))
     words = f"replicas need {_words(need)} each, {_words(usable)} usable"
     return (replicas, f"ddp: {words}") if fit else (shards, f"fsdp2: {words}")
+
+
+def _least(config: RunConfig, machine: Machine, sharing: Sharing) -> int:
+    """The peak of the plan; with `micro_batch auto`, of the micro-batch that takes least. A step in several passes keeps the
+    gradients of earlier ones, so that is not always the smallest.
+    """
+    sizes = even_splits(sharing.rows(config.training.batch_size))
+    ways = [_with(config, micro_batch=size) for size in sizes] if config.training.micro_batch == "auto" else [config]
+    return min(plan(way, machine, sharing=sharing).peak for way in ways)
 
 
 def _can_shard(config: RunConfig) -> bool:
@@ -168,7 +176,7 @@ def explaining_shortage(config: RunConfig, machine: Machine, memory: RunMemory) 
 def _too_much(
     config: RunConfig, machine: Machine, limit: int, sharing: Sharing, what: str, memory: RunMemory | None = None
 ) -> str:
-    peak = (memory.plan if memory else plan(_with(config, micro_batch=1), machine, sharing=sharing)).peak
+    peak = memory.plan.peak if memory else _least(config, machine, sharing)
     available = memory.available if memory else limit
     there = f", {_words(available)} were available" if available is not None else ""
     whose = "" if sharing.count == 1 else " in each process"
@@ -186,10 +194,10 @@ def _remedies(config: RunConfig, machine: Machine, available: int, sharing: Shar
     config = _with(config, activation_checkpointing=True)
     if _can_shard(config):
         for count in (n for n in range(2, config.training.batch_size + 1) if n > sharing.count > 1):
-            if _fits(_with(config, micro_batch=1), machine, available, Sharing(count, shards=True)):
+            if _largest(config, machine, available, Sharing(count, shards=True)) is not None:
                 return (
                     f"{count} processes with as much memory each fit, with --training.parallel fsdp2 "
-                    "--training.micro-batch 1 --training.activation-checkpointing."
+                    "--training.micro-batch auto --training.activation-checkpointing."
                 )
     tokens = config.model.block_size // 2
     while tokens:
@@ -207,8 +215,8 @@ def _flags_that_fit(config: RunConfig, machine: Machine, available: int, sharing
     rows = sharing.rows(config.training.batch_size)
     current = config.training.micro_batch
     current = min(current, rows) if isinstance(current, int) else rows
-    smaller = _largest(config, machine, available, sharing)
-    options = [f"--training.micro-batch {smaller}"] if smaller is not None and smaller < current else []
+    best = _largest(config, machine, available, sharing) or 0
+    options = [f"--training.micro-batch {best}"] if 0 < best < current else []
     again, shards = _with(config, activation_checkpointing=True), Sharing(sharing.count, shards=True)
     ways = [] if config.training.activation_checkpointing else [("--training.activation-checkpointing", again, sharing)]
     if sharing.replicas and _can_shard(config):
@@ -216,9 +224,10 @@ def _flags_that_fit(config: RunConfig, machine: Machine, available: int, sharing
         if ways[0][1] is again:
             ways += [("--training.parallel fsdp2 --training.activation-checkpointing", again, shards)]
     for flags, changed, shared in ways:
-        largest = _largest(changed, machine, available, shared)
-        if largest is not None and largest > (smaller or 0):
+        largest = _largest(changed, machine, available, shared) or 0
+        if largest > best:
             options.append(flags + (f" --training.micro-batch {largest}" if largest < current else ""))
+            best = largest
     return options
 
 
