@@ -24,15 +24,16 @@ from smallgpt.interfaces.memory import plan
 from tests.conftest import MadeBatches
 from tests.interfaces.test_memory import CPU, machine, settings
 
-WEIGHTS = {"n_embd": 384, "n_layer": 4, "block_size": 8}
-ACTIVATIONS = {"n_embd": 128, "n_layer": 4, "block_size": 128}
+WEIGHTS = {"n_embd": 256, "n_layer": 6, "block_size": 8}
+ACTIVATIONS = {"n_embd": 64, "n_layer": 4, "block_size": 128}
+DEEP = {"n_embd": 128, "n_layer": 8, "block_size": 128}
 CASES: dict[str, RunConfig] = {
     "weights": settings(WEIGHTS, batch_size=2),
     "weights, in passes": settings(WEIGHTS, batch_size=6, micro_batch=1),
     "weights, gradients in bf16": settings(WEIGHTS, batch_size=2, reduce="bf16"),
-    "vocabulary": settings({"vocab_size": 16384, "n_embd": 256, "block_size": 8}, batch_size=2),
-    "activations": settings(ACTIVATIONS, batch_size=32),
-    "activations, recomputed": settings(ACTIVATIONS, batch_size=32, activation_checkpointing=True),
+    "vocabulary": settings({"vocab_size": 16384, "n_embd": 128, "block_size": 8}, batch_size=2),
+    "activations": settings(ACTIVATIONS, batch_size=16),
+    "activations, recomputed": settings(DEEP, batch_size=16, activation_checkpointing=True),
 }
 
 
