@@ -10,16 +10,10 @@ B sequences of T tokens make N = B·T rows; U stands for the N·C elements of a 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-
-import torch
 
 from smallgpt.application.evaluation import LOGIT_BYTES
+from smallgpt.application.memory_shares import ONE_PROCESS, Gradients, Sharing, Sizes, gathered, sizes_of
 from smallgpt.domain.config import GPTConfig, RunConfig
-from smallgpt.domain.gpt import GPT
-from smallgpt.domain.optimizers import parameter_groups
-from smallgpt.domain.trainable import choose_trainable, n_trained
-from smallgpt.domain.training_config import TrainingConfig
 
 EVALUATION_BATCH = 32  # blocks that an evaluation takes at once, when their logits fit
 
@@ -55,24 +49,6 @@ class MemoryPlan:
         return sum(self.components.values())
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """Parameters by kind, counted."""
-
-    everything: int
-    hidden: int
-    """The blocks' matrices."""
-    wide: int
-    """The largest of the blocks' matrices."""
-    trained: int
-    """Of everything."""
-    trained_head: int
-    """Of the tied embedding and output matrix."""
-    trained_hidden: int
-    trained_blocks: int
-    """Of the blocks with their vectors."""
-
-
 def plan_memory(
     config: RunConfig,
     micro_batch: int,
@@ -81,74 +57,123 @@ def plan_memory(
     *,
     evaluates: bool = True,
     captured: bool = False,
+    sharing: Sharing = ONE_PROCESS,
 ) -> MemoryPlan:
-    """The plan of a run whose forward passes take micro_batch sequences.
+    """The plan of one process of a run whose forward passes take micro_batch sequences.
 
     `itemsize` is the bytes of a number in matrix products: 4, or 2 under autocast. `kernels` are the figures of the chosen
     implementations for such a micro-batch. A step that is `captured` as a CUDA graph keeps its memory while an evaluation runs.
     """
-    moments = _training(config, micro_batch, itemsize, kernels)
+    moments = _training(config, micro_batch, itemsize, kernels, sharing)
     if evaluates and captured:
         for held in moments.values():
             held["evaluation"] = _evaluation(config.model)
     elif evaluates:
-        moments["evaluation"] = _always(config) | {"loss": _evaluation(config.model)}
+        whole = gathered(sizes_of(config), sharing, blocks=2)  # the last one's buffer goes when the next one's is full
+        moments["evaluation"] = _always(config, sharing) | {
+            "loss": _evaluation(config.model),
+            "gathered_weights": whole,
+        }
+    if sharing.shards:
+        moments |= _whole_models(config, sharing, samples=evaluates and config.evaluation.sample_every > 0)
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     return MemoryPlan(micro_batch, moment, {name: size for name, size in moments[moment].items() if size})
 
 
-def _always(config: RunConfig) -> dict[str, int]:
+def _always(config: RunConfig, sharing: Sharing) -> dict[str, int]:
     """What is held at every moment."""
-    sizes = _sizes(config)
+    sizes = sizes_of(config)
     return {
-        "weights": 4 * sizes.everything,
-        "optimizer": _optimizer_state(config.optimizer.name, sizes),
-        "batch": 2 * 8 * config.training.batch_size * config.model.block_size,
+        "weights": sharing.part(4 * sizes.everything),
+        "optimizer": sharing.part(_optimizer_state(config.optimizer.name, sizes)),
+        "gradient_buckets": 4 * sizes.trained if sharing.replicas else 0,
+        "batch": 2 * 8 * sharing.rows(config.training.batch_size) * config.model.block_size,
     }
 
 
-def _training(config: RunConfig, micro_batch: int, itemsize: int, kernels: KernelBytes) -> dict[str, dict[str, int]]:
+def _whole_models(config: RunConfig, sharing: Sharing, *, samples: bool) -> dict[str, dict[str, int]]:
+    """Moments at which shards are not yet shards, or are put together for the first process to show a sample."""
+    sizes = sizes_of(config)
+    whole = 4 * (sizes.everything + sizes.largest)  # one tensor is there twice
+    moments = {"sharding the new model": {"weights": whole}}
+    return moments | ({"sample": _always(config, sharing) | {"gathered_weights": whole}} if samples else {})
+
+
+def _training(
+    config: RunConfig, micro_batch: int, itemsize: int, kernels: KernelBytes, sharing: Sharing
+) -> dict[str, dict[str, int]]:
     """What is held at each moment of a step, in bytes: moment -> component -> size."""
-    model, sizes, e = config.model, _sizes(config), itemsize
+    model, sizes, e = config.model, sizes_of(config), itemsize
     T, C, L = model.block_size, model.n_embd, model.n_layer
     U = micro_batch * T * C
-    matrix_in_products = 4 * C * C * e
+    # of replicas and a process alone, a matrix's; of shards the whole block's, to be sent together
+    new_gradients = 4 * sizes.block if sharing.shards else 4 * C * C * e
     cast = e * sizes.hidden if e < 4 else 0
     kept = _kept(model, U, itemsize, kernels, recomputes=config.training.activation_checkpointing)
-    before = 4 * sizes.trained if micro_batch < config.training.batch_size else 0  # of earlier micro-batches
-    head = 4 * sizes.trained_head
+    accumulates = micro_batch < sharing.rows(config.training.batch_size)
+    sent = 2 if config.training.reduce == "bf16" else 4
+    gradients = Gradients(sizes, sharing, L, sent, accumulates)
+    before, head = gradients.before, 4 * sizes.trained_head
 
     def moment(**more: int) -> dict[str, int]:
-        return _always(config) | more
+        return _always(config, sharing) | more
 
-    def backward(name: str, blocks_left: int, gradients: int, in_block: int) -> dict[str, dict[str, int]]:
+    def backward(name: str, blocks_left: int) -> dict[str, dict[str, int]]:
         """A block's backward pass: through its MLP, which is last, and then through its attention."""
         held = kept.embedding + kept.before_blocks(blocks_left) + kept.block
+        whole = gathered(sizes, sharing, blocks=min(2, blocks_left))  # its own, and the next one's on their way
         casts = cast * blocks_left // L
-        made = before + head + (0 if before else gradients)
+        made = gradients.held((L - blocks_left) * sizes.trained_blocks // L) + head
         past_mlp = kept.block - kept.attention_side
+        in_attention = new_gradients if sharing.shards else 0
         return {
             f"{name}'s MLP": moment(
-                gradients=made, cast_weights=casts, activations=held, backward=4 * U + 5 * U * e + in_block - kept.mask
+                gradients=made,
+                gathered_weights=whole,
+                cast_weights=casts,
+                activations=held,
+                backward=4 * U + 5 * U * e + new_gradients - kept.mask,
             ),
             f"{name}'s attention": moment(
                 gradients=made,
+                gathered_weights=whole,
                 cast_weights=casts,
                 activations=held - past_mlp,
-                backward=4 * U + U * e + kernels.attention_backward,
+                backward=4 * U + U * e + kernels.attention_backward + in_attention,
             ),
         }
 
+    blocks = {"last block": L, "first block": 1}
+    if sharing.shards and L > 1:
+        blocks["second block"] = 2  # the fullest when weights outweigh the rest: the first one prefetches nothing
     all_blocks = kept.embedding + kept.all_blocks + kept.final
+    with_last = gathered(sizes, sharing, blocks=1)
+    outside = gathered(sizes, sharing, blocks=0)
     return {
-        "loss": moment(gradients=before, cast_weights=cast, activations=all_blocks + 4 * U, loss=kernels.loss_forward),
-        "gradient of the loss": moment(
-            gradients=before, cast_weights=cast, activations=all_blocks, loss=kernels.loss_backward
+        "loss": moment(
+            gradients=before,
+            gathered_weights=with_last,
+            cast_weights=cast,
+            activations=all_blocks + 4 * U,
+            loss=kernels.loss_forward,
         ),
-        **backward("last block", L, 0, matrix_in_products),
-        **backward("first block", 1, (L - 1) * 4 * sizes.trained_blocks // L, matrix_in_products),
-        "gradient of the embedding": moment(gradients=before + (head if before else 4 * sizes.trained), backward=4 * U),
-        "optimizer": moment(gradients=4 * sizes.trained, update=_update(config.optimizer.name, sizes, L, e)),
+        "gradient of the loss": moment(
+            gradients=before,
+            gathered_weights=with_last,
+            cast_weights=cast,
+            activations=all_blocks,
+            loss=kernels.loss_backward,
+        ),
+        **{place: held for name, left in blocks.items() for place, held in backward(name, left).items()},
+        "gradient of the embedding": moment(
+            gradients=gradients.held(sizes.trained - (0 if sharing.replicas else sizes.trained_head)) + head,
+            gathered_weights=outside,
+            backward=4 * U,
+        ),
+        "optimizer": moment(
+            gradients=0 if sharing.replicas else sharing.part(4 * sizes.trained),
+            update=_update(config.optimizer.name, sizes, L, e),
+        ),
     }
 
 
@@ -196,35 +221,12 @@ def _kept(model: GPTConfig, U: int, itemsize: int, kernels: KernelBytes, *, reco
     )
 
 
-def _sizes(config: RunConfig) -> _Sizes:
-    same_for_all_plans = {"micro_batch": None, "activation_checkpointing": False}
-    return _count(config.model, config.training.model_copy(update=same_for_all_plans))
-
-
-@lru_cache
-def _count(config: GPTConfig, settings: TrainingConfig) -> _Sizes:
-    with torch.device("meta"):
-        model = GPT(config)
-        hidden = [parameter.numel() for _, parameter in parameter_groups(model)["hidden"]]
-        choose_trainable(model, settings)
-    trained = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return _Sizes(
-        everything=model.n_parameters(positions=True),
-        hidden=sum(hidden),
-        wide=max(hidden),
-        trained=n_trained(model),
-        trained_head=trained.get("transformer.wte.weight", 0),
-        trained_hidden=sum(parameter.numel() for _, parameter in parameter_groups(model)["hidden"]),
-        trained_blocks=sum(size for name, size in trained.items() if ".h." in name),
-    )
-
-
-def _optimizer_state(name: str, sizes: _Sizes) -> int:
+def _optimizer_state(name: str, sizes: Sizes) -> int:
     """AdamW keeps two moments, Muon one; all fp32."""
     return 8 * sizes.trained - (4 * sizes.trained_hidden if name == "muon" else 0)
 
 
-def _update(name: str, sizes: _Sizes, layers: int, e: int) -> int:
+def _update(name: str, sizes: Sizes, layers: int, e: int) -> int:
     """Muon's for the largest matrix of all layers: fp32 gradients, what is made orthogonal, its quotient; and its cast."""
     return layers * sizes.wide * (3 * 4 + e) if name == "muon" and sizes.trained_hidden else 0
 

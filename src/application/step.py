@@ -105,10 +105,9 @@ class Stepper:
     def _accumulate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Backward through every micro-batch, each row weighted alike -> the mean over the global batch, and its tokens."""
         settings = self.config.training
-        micro = settings.micro_batch if isinstance(settings.micro_batch, int) else len(inputs)
         total = self.processes.sum((targets != -100).sum()).to(self.device, non_blocking=True)
         loss = torch.zeros((), device=self.device)
-        parts = list(zip(torch.split(inputs, micro), torch.split(targets, micro), strict=True))
+        parts = self._parts(inputs, targets)
         for number, (x, y) in enumerate(parts, 1):
             # gradients of all but the last stay here: they are exchanged once a step
             with nullcontext() if number == len(parts) else self.processes.apart(self.called):
@@ -124,6 +123,19 @@ class Stepper:
                 self.scaler.scale(share * self.processes.count).backward()
             loss += share.detach()
         return self.processes.sum(loss), total
+
+    def _parts(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The micro-batches. Where processes hold shards, all have as many: a row without targets stands for a missing one."""
+        micro, processes = self.config.training.micro_batch, self.processes
+        if not isinstance(micro, int):
+            return [(inputs, targets)]
+        parts = list(zip(torch.split(inputs, micro), torch.split(targets, micro), strict=True))
+        if processes.shards:
+            batch_size = self.config.training.batch_size
+            most, own = (len(range(rank, batch_size, processes.count)) for rank in (0, processes.rank))
+            rows = len(inputs) // own * most  # of the first process: a row may be two short ones
+            parts += [(inputs[:1], torch.full_like(targets[:1], -100))] * (-(-rows // micro) - len(parts))
+        return parts
 
     def _update(self, norm: Tensor, bad: Tensor) -> None:
         """Clip and update; where `bad` () is set, the optimizers leave everything as it is."""

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -33,6 +33,9 @@ class Processes(Protocol):
     def of_all(self, value: Value) -> list[Value]:
         """Everybody's value, in the order of ranks."""
 
+    def lowest(self, value: int) -> int:
+        """The least of everybody's values."""
+
     def of_first(self, value: Value) -> Value:
         """The value of the first of them."""
 
@@ -42,6 +45,9 @@ class Processes(Protocol):
     @property
     def shards(self) -> bool:
         """Does each hold but a share of weights, gradients and optimizer state, so that all must call the model together?"""
+
+    def sharded(self) -> "Processes":
+        """The same processes, each holding but a share of weights, gradients and optimizer state."""
 
     def joined(self, model: GPT) -> nn.Module:
         """The module to call in training, whose backward pass gives the mean of everybody's gradients to the model.
@@ -82,12 +88,20 @@ class Alone:
         """See Processes."""
         return [value]
 
+    def lowest(self, value: int) -> int:
+        """See Processes."""
+        return value
+
     def of_first(self, value: Value) -> Value:
         """See Processes."""
         return value
 
     def wait_for_first(self) -> None:
         """See Processes."""
+
+    def sharded(self) -> Self:
+        """See Processes. Its share is everything."""
+        return self
 
     def joined(self, model: GPT) -> nn.Module:
         """See Processes."""

@@ -50,7 +50,7 @@ class TrainingConfig(Section):
     z_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Weight of lse² in the training loss, which keeps logits from drifting (PaLM: 1e-4); never in a validation loss."""
     parallel: Literal["auto", "ddp", "fsdp2"] = "auto"
-    """With several processes: each holds the whole state (ddp), or a share of it (fsdp2); auto is ddp."""
+    """Each process holds the state whole (ddp) or a share (fsdp2); auto: ddp until the plan says that this does not fit."""
     reduce: Literal["fp32", "bf16"] = "fp32"
     """How gradients travel between processes: bf16 halves the bytes and rounds."""
     process_timeout: Annotated[float, Field(gt=0)] = 600.0

@@ -165,11 +165,14 @@ def memory_held(device: torch.device) -> int:
 
 
 def memory_available(device: torch.device) -> int | None:
-    """Bytes that a run may still take there; None where nothing tells."""
+    """Bytes that this process of a run may still take there; None where nothing tells.
+
+    Processes of one machine share its memory, but have a GPU each.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return available_memory()
+    return available_memory(local_count())
 
 
 def choose_compile(device: torch.device, wanted: str, minutes: float | None = None) -> Choice:

@@ -64,6 +64,12 @@ class ProcessGroup:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return bool(found)
 
+    def lowest(self, value: int) -> int:
+        """See Processes."""
+        found = torch.tensor(value)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found)
+
     def of_first(self, value: Value) -> Value:
         """See Processes."""
         box = [value]
@@ -116,6 +122,10 @@ class Replicas(ProcessGroup):
         super().__init__(device)
         self.reduce = reduce
 
+    def sharded(self) -> "Shards":
+        """See Processes."""
+        return Shards(self.device, self.reduce)
+
     def joined(self, model: GPT) -> nn.Module:
         """See Processes. The first one's weights become everybody's."""
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -148,6 +158,10 @@ class Shards(ProcessGroup):
         super().__init__(device)
         self.mesh = init_device_mesh(device.type, (self.count,))
         self.policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if reduce == "bf16" else None)
+
+    def sharded(self) -> "Shards":
+        """See Processes."""
+        return self
 
     def joined(self, model: GPT) -> nn.Module:
         """See Processes."""

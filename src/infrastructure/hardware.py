@@ -58,10 +58,13 @@ def hardware() -> Hardware:
     )
 
 
-def available_memory() -> int | None:
-    """Bytes that this process may still take: of the machine, of its container, and of its own address space (ulimit -v)."""
-    left = [_meminfo().get("MemAvailable"), _left_in_container(), _left_of_addresses()]
-    return min((size for size in left if size is not None), default=None)
+def available_memory(processes: int = 1) -> int | None:
+    """Bytes that this process may still take: of its own address space (ulimit -v), and of the machine and its container,
+    which so many processes share evenly.
+    """
+    shared = [size // processes for size in (_meminfo().get("MemAvailable"), _left_in_container()) if size is not None]
+    own = _left_of_addresses()
+    return min(shared if own is None else [*shared, own], default=None)
 
 
 def address_space() -> int:

@@ -96,7 +96,9 @@ def train(
     view = view_of(config, store, config.model.block_size)
     if config.data.windows != "anywhere":
         phases.end("windows")
-    config, memory = settle(config, machine, _resident_bytes(config, store))
+    config, memory = settle(config, machine, _resident_bytes(config, store), processes)
+    if memory.sharing.shards:
+        processes = processes.sharded()
     if memory.warning is not None:
         warn(memory.warning)
     run = RunFolder(out)
@@ -242,7 +244,7 @@ def start_event(parts: RunParts, memory: RunMemory, peak: float, saved: Training
         "device": str(machine.device),
         "threads": int(machine.threads.value),
         "precision": machine.precision.value,
-        "reasons": machine.reasons() | ({"micro_batch": memory.reason} if memory.reason else {}),
+        "reasons": machine.reasons() | memory.reasons(),
         **memory.event(),
         "init": settings.init,
         "parameters": parts.model.n_parameters(positions=True),

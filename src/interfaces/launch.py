@@ -29,7 +29,7 @@ def joined_processes(config: RunConfig) -> Iterator[Processes]:
     if found is None:
         yield ALONE
         return
-    from smallgpt.infrastructure.distributed import Replicas, Shards, process_group
+    from smallgpt.infrastructure.distributed import Replicas, process_group
 
     settings = config.training
     if settings.batch_size < found[1]:
@@ -38,9 +38,7 @@ def joined_processes(config: RunConfig) -> Iterator[Processes]:
         )
     device = local_device(devices.choose_device(settings.device))
     with process_group(device, settings.process_timeout):
-        processes = (
-            Shards(device, settings.reduce) if settings.parallel == "fsdp2" else Replicas(device, settings.reduce)
-        )
+        processes = Replicas(device, settings.reduce)
         _check_same(processes.of_all(_flat(config)))
         yield processes
 

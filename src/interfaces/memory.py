@@ -3,12 +3,16 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from smallgpt.application.memory_plan import KernelBytes, MemoryPlan, largest_micro_batch, plan_memory
+import torch
+
+from smallgpt.application.memory_plan import KernelBytes, MemoryPlan, even_splits, largest_micro_batch, plan_memory
+from smallgpt.application.memory_shares import ONE_PROCESS, Sharing
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import HardwareError, is_out_of_memory
+from smallgpt.domain.processes import ALONE, Processes
 from smallgpt.infrastructure import devices
 from smallgpt.infrastructure.device_batches import is_resident
 from smallgpt.interfaces.machine import Machine
@@ -19,29 +23,43 @@ from smallgpt.kernels.linear_cross_entropy import memory as linear_cross_entropy
 # Of what is available. The plan is within a tenth of what is handed out; allocators lose some to gaps, and the C
 # library's most: a process on a CPU grew by 1.22 to 1.45 times its plan, from run to run of one command.
 USABLE = {"cuda": 0.85, "cpu": 0.6}
+UNKNOWN = (
+    2**62
+)  # more than there is: of several processes the least counts, and one that knows nothing is to be no limit
 
 
 @dataclass(frozen=True)
 class RunMemory:
-    """What a run will take, and what was there before it."""
+    """What a process of a run will take, and what was there before it."""
 
     plan: MemoryPlan
     available: int | None
-    """Bytes that could be taken before the model was built; None where nothing tells."""
+    """Bytes that each process could take before the model was built; None where nothing tells."""
     held: int
     """Bytes that the process held then."""
     reason: str | None
     """Why the micro-batch is what it is, when it was chosen here."""
+    sharing: Sharing = ONE_PROCESS
+    parallel: str | None = None
+    """How several processes share the state, and why."""
+    remedy: str = "--training.micro-batch auto takes what fits"
+    """What to do when the plan does not fit."""
 
     @property
     def warning(self) -> str | None:
         """What to say when the plan does not fit."""
         if self.available is None or self.plan.peak <= self.available:
             return None
+        whose = "" if self.sharing.count == 1 else f" in each of {self.sharing.count} processes"
         return (
-            f"the plan needs {_words(self.plan.peak)} of memory and {_words(self.available)} are available; "
-            "--training.micro-batch auto takes what fits"
+            f"the plan needs {_words(self.plan.peak)} of memory{whose} and {_words(self.available)} are available; "
+            f"{self.remedy}"
         )
+
+    def reasons(self) -> dict[str, str]:
+        """What was chosen here, each choice with why."""
+        chosen = {"parallel": self.parallel, "micro_batch": self.reason}
+        return {name: words for name, words in chosen.items() if words is not None}
 
     def event(self) -> dict[str, Any]:
         """For the start of a run's record."""
@@ -53,30 +71,77 @@ class RunMemory:
         }
 
 
-def settle(config: RunConfig, machine: Machine, token_bytes: int = 0) -> tuple[RunConfig, RunMemory]:
-    """The configuration with a number for `micro_batch auto`, and its memory. Raises HardwareError when nothing fits.
+def settle(
+    config: RunConfig, machine: Machine, token_bytes: int = 0, processes: Processes = ALONE
+) -> tuple[RunConfig, RunMemory]:
+    """The configuration with a number for `micro_batch auto`, and its memory, whose `sharing` tells replicas or shards.
 
-    token_bytes is the size of the training tokens, which a GPU may hold.
+    token_bytes is the size of the training tokens, which a GPU may hold. Several processes all call this and settle on the
+    same. Raises HardwareError when nothing fits.
     """
-    available, held = devices.memory_available(machine.device), devices.memory_held(machine.device)
-    if machine.device.type == "cuda" and available is not None and is_resident(token_bytes, machine.device):
-        available -= token_bytes
+    available, held = _available(machine.device, token_bytes, processes), devices.memory_held(machine.device)
+    sharing, parallel = _choose_sharing(config, machine, available, processes)
     reason = None
     if config.training.micro_batch == "auto":
-        micro_batch = _largest(config, machine, available)
-        if micro_batch is None:
+        micro_batch = processes.lowest(_largest(config, machine, available, sharing) or 0)
+        if micro_batch == 0:
             assert available is not None, "without a figure everything fits"
-            raise HardwareError(_too_much(config, machine, available, "one sequence at a time does not fit"))
+            raise HardwareError(_too_much(config, machine, available, sharing, "one sequence at a time does not fit"))
         config = _with(config, micro_batch=micro_batch)
-        reason = _reason(config, machine, available)
-    return config, RunMemory(plan(config, machine), available, held, reason)
+        reason = _reason(config, machine, available, sharing)
+    memory = RunMemory(plan(config, machine, sharing=sharing), available, held, reason, sharing, parallel)
+    shards = Sharing(sharing.count, shards=True)
+    if sharing.replicas and _can_shard(config) and _fits(config, machine, available, shards):
+        memory = replace(memory, remedy="--training.parallel fsdp2 fits")
+    return config, memory
 
 
-def plan(config: RunConfig, machine: Machine, *, evaluates: bool = True) -> MemoryPlan:
-    """The memory plan of a configuration whose micro-batch is a number or the whole batch."""
+def _available(device: torch.device, token_bytes: int, processes: Processes) -> int | None:
+    """The least that any of the processes may take."""
+    available = devices.memory_available(device)
+    if available is not None and device.type == "cuda" and is_resident(token_bytes, device):
+        available -= token_bytes
+    least = processes.lowest(UNKNOWN if available is None else available)
+    return None if least == UNKNOWN else least
+
+
+def _choose_sharing(
+    config: RunConfig, machine: Machine, available: int | None, processes: Processes
+) -> tuple[Sharing, str | None]:
+    """Replicas or shards, and why: replicas exchange less, as long as they fit."""
+    wish, replicas, shards = config.training.parallel, Sharing(processes.count), Sharing(processes.count, shards=True)
+    if processes.count == 1:
+        return ONE_PROCESS, None
+    if wish != "auto":
+        return shards if wish == "fsdp2" else replicas, f"{wish}: asked for"
+    if not _can_shard(config):
+        return replicas, f"ddp: {config.optimizer.name} needs whole matrices"
+    if available is None:
+        return replicas, "ddp: nothing here tells how much memory is free"
+    need, usable = _least(config, machine, replicas), int(USABLE[machine.device.type] * available)
+    fit = bool(processes.lowest(int(need <= usable)))
+    words = f"replicas need {_words(need)} each, {_words(usable)} usable"
+    return (replicas, f"ddp: {words}") if fit else (shards, f"fsdp2: {words}")
+
+
+def _least(config: RunConfig, machine: Machine, sharing: Sharing) -> int:
+    """The peak of the plan; with `micro_batch auto`, of the micro-batch that takes least. A step in several passes keeps the
+    gradients of earlier ones, so that is not always the smallest.
+    """
+    sizes = even_splits(sharing.rows(config.training.batch_size))
+    ways = [_with(config, micro_batch=size) for size in sizes] if config.training.micro_batch == "auto" else [config]
+    return min(plan(way, machine, sharing=sharing).peak for way in ways)
+
+
+def _can_shard(config: RunConfig) -> bool:
+    return config.optimizer.name != "muon"
+
+
+def plan(config: RunConfig, machine: Machine, *, evaluates: bool = True, sharing: Sharing = ONE_PROCESS) -> MemoryPlan:
+    """The memory plan of one process, for a configuration whose micro-batch is a number or the whole batch."""
     model, backends, device, dtype = config.model, machine.kernels.chosen, machine.device, machine.dtype
-    micro_batch = config.training.micro_batch
-    B = micro_batch if isinstance(micro_batch, int) else config.training.batch_size
+    micro_batch, rows = config.training.micro_batch, sharing.rows(config.training.batch_size)
+    B = min(micro_batch, rows) if isinstance(micro_batch, int) else rows
     T, H, V, C = model.block_size, model.n_head, model.vocab_size, model.n_embd
     attended = (backends["attention"], device, dtype, B, T, H, model.head_size, model.dropout)
     # our layer norm hands on what a product reads; torch's and the formula's stay fp32
@@ -90,7 +155,7 @@ def plan(config: RunConfig, machine: Machine, *, evaluates: bool = True) -> Memo
         loss_backward=loss.backward,
     )
     captured = machine.graphs.value == "on"
-    return plan_memory(config, B, dtype.itemsize, kernels, evaluates=evaluates, captured=captured)
+    return plan_memory(config, B, dtype.itemsize, kernels, evaluates=evaluates, captured=captured, sharing=sharing)
 
 
 @contextmanager
@@ -105,36 +170,39 @@ def explaining_shortage(config: RunConfig, machine: Machine, memory: RunMemory) 
         what = f"tried to allocate {tried[1].replace('bytes', 'B')}" if tried else "an allocation failed"
         # What failed did not fit, whatever was available: advise well below it.
         limit = min(memory.available or memory.plan.peak, int(0.75 * memory.plan.peak / USABLE[machine.device.type]))
-        raise HardwareError(_too_much(config, machine, limit, what, memory)) from error
+        raise HardwareError(_too_much(config, machine, limit, memory.sharing, what, memory)) from error
 
 
-def _too_much(config: RunConfig, machine: Machine, limit: int, what: str, memory: RunMemory | None = None) -> str:
-    peak = (memory.plan if memory else plan(_with(config, micro_batch=1), machine)).peak
+def _too_much(
+    config: RunConfig, machine: Machine, limit: int, sharing: Sharing, what: str, memory: RunMemory | None = None
+) -> str:
+    peak = memory.plan.peak if memory else _least(config, machine, sharing)
     available = memory.available if memory else limit
     there = f", {_words(available)} were available" if available is not None else ""
-    return f"out of memory: {what}; the plan needs {_words(peak)}{there}.\n{_remedies(config, machine, limit)}"
+    whose = "" if sharing.count == 1 else " in each process"
+    return (
+        f"out of memory: {what}; the plan needs {_words(peak)}{whose}{there}.\n"
+        f"{_remedies(config, machine, limit, sharing)}"
+    )
 
 
-def _remedies(config: RunConfig, machine: Machine, available: int) -> str:
+def _remedies(config: RunConfig, machine: Machine, available: int, sharing: Sharing) -> str:
     """Flags under which the plan fits, the cheapest first."""
-    current = config.training.micro_batch
-    current = current if isinstance(current, int) else config.training.batch_size
-    options = []
-    smaller = _largest(config, machine, available)
-    if smaller is not None and smaller < current:
-        options.append(f"--training.micro-batch {smaller}")
-    if not config.training.activation_checkpointing:
-        config = _with(config, activation_checkpointing=True)
-        largest = _largest(config, machine, available)
-        if largest is not None and largest > (smaller or 0):
-            and_less = f" --training.micro-batch {largest}" if largest < current else ""
-            options.append(f"--training.activation-checkpointing{and_less}")
+    options = _flags_that_fit(config, machine, available, sharing)
     if options:
         return f"These fit: {', or '.join(options)}."
+    config = _with(config, activation_checkpointing=True)
+    if _can_shard(config):
+        for count in (n for n in range(2, config.training.batch_size + 1) if n > sharing.count > 1):
+            if _largest(config, machine, available, Sharing(count, shards=True)) is not None:
+                return (
+                    f"{count} processes with as much memory each fit, with --training.parallel fsdp2 "
+                    "--training.micro-batch auto --training.activation-checkpointing."
+                )
     tokens = config.model.block_size // 2
     while tokens:
         shorter = config.model_copy(update={"model": config.model.model_copy(update={"block_size": tokens})})
-        if _largest(shorter, machine, available) is not None:
+        if _largest(shorter, machine, available, sharing) is not None:
             return (
                 f"A smaller --model.block-size {tokens} fits, with --training.micro-batch 1 "
                 "--training.activation-checkpointing; or make the model smaller."
@@ -143,22 +211,47 @@ def _remedies(config: RunConfig, machine: Machine, available: int) -> str:
     return "No micro-batch and no --model.block-size fits: lower --model.n-layer, --model.n-embd or the vocabulary."
 
 
-def _largest(config: RunConfig, machine: Machine, available: int | None) -> int | None:
+def _flags_that_fit(config: RunConfig, machine: Machine, available: int, sharing: Sharing) -> list[str]:
+    rows = sharing.rows(config.training.batch_size)
+    current = config.training.micro_batch
+    current = min(current, rows) if isinstance(current, int) else rows
+    best = _largest(config, machine, available, sharing) or 0
+    options = [f"--training.micro-batch {best}"] if 0 < best < current else []
+    again, shards = _with(config, activation_checkpointing=True), Sharing(sharing.count, shards=True)
+    ways = [] if config.training.activation_checkpointing else [("--training.activation-checkpointing", again, sharing)]
+    if sharing.replicas and _can_shard(config):
+        ways += [("--training.parallel fsdp2", config, shards)]
+        if ways[0][1] is again:
+            ways += [("--training.parallel fsdp2 --training.activation-checkpointing", again, shards)]
+    for flags, changed, shared in ways:
+        largest = _largest(changed, machine, available, shared) or 0
+        if largest > best:
+            options.append(flags + (f" --training.micro-batch {largest}" if largest < current else ""))
+            best = largest
+    return options
+
+
+def _fits(config: RunConfig, machine: Machine, available: int | None, sharing: Sharing) -> bool:
+    usable = None if available is None else USABLE[machine.device.type] * available
+    return usable is None or plan(config, machine, sharing=sharing).peak <= usable
+
+
+def _largest(config: RunConfig, machine: Machine, available: int | None, sharing: Sharing) -> int | None:
     def fits(micro_batch: int) -> bool:
-        return (
-            available is None
-            or plan(_with(config, micro_batch=micro_batch), machine).peak <= USABLE[machine.device.type] * available
-        )
+        return _fits(_with(config, micro_batch=micro_batch), machine, available, sharing)
 
-    return largest_micro_batch(config.training.batch_size, fits)
+    return largest_micro_batch(sharing.rows(config.training.batch_size), fits)
 
 
-def _reason(config: RunConfig, machine: Machine, available: int | None) -> str:
-    micro_batch = config.training.micro_batch
+def _reason(config: RunConfig, machine: Machine, available: int | None, sharing: Sharing) -> str:
+    micro_batch, whole = config.training.micro_batch, "the whole batch"
+    if sharing.count > 1:
+        whole = "a process's whole part of the batch"
     if available is None:
-        return f"{micro_batch}: the whole batch; nothing here tells how much memory is free"
-    which = "the whole batch fits" if micro_batch == config.training.batch_size else "the largest that fits"
-    peak = plan(config, machine).peak
+        return f"{micro_batch}: {whole}; nothing here tells how much memory is free"
+    fits_whole = micro_batch == sharing.rows(config.training.batch_size)
+    which = f"{whole} fits" if fits_whole else "the largest that fits"
+    peak = plan(config, machine, sharing=sharing).peak
     return f"{micro_batch}: {which}: {_words(peak)} planned, {USABLE[machine.device.type]:.0%} of {_words(available)} usable"
 
 

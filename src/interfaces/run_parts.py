@@ -78,11 +78,18 @@ class RunParts:
         """The model for the first process, which alone shows samples; put together where each holds a share of it."""
         if not self.processes.shards:
             return model if self.processes.rank == 0 else None
-        weights = {name: self.processes.whole(tensor) for name, tensor in model.state_dict().items()}
+        weights = {}
+        for name, parameter in model.named_parameters():
+            gathered = self.processes.whole(parameter.detach())
+            if self.processes.rank == 0:  # the others need not have room for it
+                weights[name] = gathered
         if self.processes.rank:
             return None
-        whole = GPT(model.config, model.ops).to(self.machine.device)
-        whole.load_state_dict(weights)
+        with torch.device("meta"):
+            whole = GPT(model.config, model.ops)
+            choose_trainable(whole, self.config.training)  # with LoRA's updates, where it has any
+        weights["lm_head.weight"] = weights["transformer.wte.weight"]
+        whole.load_state_dict(weights, assign=True)
         return whole
 
     def say(self, words: str) -> None:

@@ -22,6 +22,7 @@ STEPS = 4
 CASES: dict[str, dict[str, Any]] = {
     "whole batch": {},
     "uneven rows in micro-batches": {"batch_size": 7, "micro_batch": 2},
+    "more passes in one process": {"batch_size": 7, "micro_batch": 3},
     "gradients in bf16": {"reduce": "bf16"},
     "clipped": {"clip_norm": 0.1},
 }
@@ -68,6 +69,7 @@ def main() -> None:
                 found[f"{name}, {kind.__name__}"] = trained(config, kind(CPU, config.training.reduce))
         processes = Replicas(CPU)
         found["any"] = [processes.any(processes.rank == 1), processes.any(False)]
+        found["lowest"] = processes.lowest(10 - processes.rank)
         found["of first"] = processes.of_first(processes.rank)
         found["of all"] = processes.of_all(processes.rank)
         rank = processes.rank
