@@ -26,6 +26,9 @@ class Checkpoints(Protocol):
     def mark_best(self, step: int) -> None:
         """The kept state of `step` has the lowest validation loss so far."""
 
+    def finish(self) -> None:
+        """Until everything saved is where it is to be kept. Raises CheckpointError."""
+
 
 class Tracker(Protocol):
     """Hears of every step, evaluation and sample. Must not change anything that training reads."""

@@ -82,6 +82,9 @@ class RunCheckpoints:
                 f"then `smallgpt train --resume {self.run.path}`."
             ) from None
 
+    def finish(self) -> None:
+        """See application.ports.Checkpoints: what is saved is on the disk already."""
+
     def _prune(self, saved: Path) -> None:
         """Remove what is older than the newest `keep`.
 
@@ -106,6 +109,9 @@ class NoCheckpoints:
         return f"step-{state.step:08d}"
 
     def mark_best(self, step: int) -> None:
+        """See application.ports.Checkpoints."""
+
+    def finish(self) -> None:
         """See application.ports.Checkpoints."""
 
 
@@ -140,6 +146,18 @@ def newest_good(run: RunFolder) -> tuple[Path, list[str]]:
 
 def verify(folder: Path) -> None:
     """Compare every file with the manifest. Raises CheckpointError that names the first difference."""
+    for name, expected in expected_files(folder).items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing")
+        if path.stat().st_size != expected["bytes"]:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}")
+        if sha256(path) != expected["sha256"]:
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the manifest's")
+
+
+def expected_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each file: bytes, sha256. Raises CheckpointError where it cannot be used."""
     manifest = read_json(folder / MANIFEST)
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
@@ -149,14 +167,7 @@ def verify(folder: Path) -> None:
     files = manifest.get("files")
     if not isinstance(files, dict) or not files.keys() >= REQUIRED or not all(map(_is_entry, files.values())):
         raise CheckpointError(f"{folder / MANIFEST} is damaged: it does not describe every file of a checkpoint")
-    for name, expected in files.items():
-        path = folder / Path(name).name
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing")
-        if path.stat().st_size != expected["bytes"]:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}")
-        if sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the manifest's")
+    return {Path(name).name: expected for name, expected in files.items()}
 
 
 def load_checkpoint(folder: Path) -> TrainingState:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ from smallgpt.application.compiling import compile_blocks, keep_if_faster
 from smallgpt.application.ports import Checkpoints, Tracker
 from smallgpt.application.training import Loop, Outcome, plan_steps
 from smallgpt.domain.config import DEFAULT_STEPS, RunConfig, WeightedFolder, steps_of
-from smallgpt.domain.errors import DataError
+from smallgpt.domain.errors import CheckpointError, DataError, NumericsError
 from smallgpt.domain.processes import ALONE, Processes
 from smallgpt.domain.state import TrainingState
 from smallgpt.domain.trainable import n_trained
 from smallgpt.infrastructure import checkpoints, devices
+from smallgpt.infrastructure.mirrored_checkpoints import Mirror, MirroredCheckpoints
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.infrastructure.token_store import TokenStore
 from smallgpt.infrastructure.trackers import JsonLines, Several
@@ -56,14 +57,21 @@ def resolve(config: RunConfig, store: TokenStore, *, vocab_size_given: bool) -> 
 
 
 def _places(config: RunConfig, store: TokenStore) -> dict[str, object]:
-    """Where the data is; of several folders with the weights, which are their shares of all tokens unless given."""
-    folders = [folder.path.absolute() for folder in store.folders]
-    if len(folders) == 1:
-        return {"path": folders[0], "mixture": ()}
+    """Where the data is; of several folders with the weights, which are their shares of all tokens unless given.
+
+    What was fetched stays the URL, so that the run goes on, and is evaluated, on any machine.
+    """
+    opened = [folder.path.absolute() for folder in store.folders]
+    places = [
+        given if isinstance(given, str) else path
+        for given, path in zip(config.data.folders or opened, opened, strict=True)
+    ]
+    if len(places) == 1:
+        return {"path": places[0], "mixture": ()}
     total = len(store.tokens("train"))
     mixed = [
-        WeightedFolder(path=path, weight=given.weight or folder.facts("train").tokens / total)
-        for path, given, folder in zip(folders, config.data.mixture, store.folders, strict=True)
+        WeightedFolder(path=place, weight=given.weight or folder.facts("train").tokens / total)
+        for place, given, folder in zip(places, config.data.mixture, store.folders, strict=True)
     ]
     return {"path": None, "mixture": tuple(mixed)}
 
@@ -112,6 +120,7 @@ def train(
             from smallgpt.interfaces.profiling import check_length
 
             check_length(profile, (config.training.max_steps or DEFAULT_STEPS) - (saved.step if saved else 0))
+        mirror = Mirror(run, config.checkpoint.mirror, warn) if writes and config.checkpoint.mirror else None
         if writes:
             run.write_config(config)
         sink = Several([JsonLines(run.metrics_file), *(trackers or [])] if writes else [])
@@ -127,8 +136,18 @@ def train(
                     parts.say(
                         f"positions: the first {config.model.block_size} of {start.model.config.block_size} are kept"
                     )
-                loop = _assemble(parts, run, memory, saved, phases, started)
-                return _run(loop, parts, run, profile)
+                kept = _checkpoints(run, parts, mirror)
+                loop = _assemble(parts, run, kept, memory, saved, phases, started)
+                try:
+                    outcome = _run(loop, parts, run, profile)
+                except NumericsError:
+                    with suppress(
+                        CheckpointError
+                    ):  # the good ones before it are worth keeping, and it is what to hear of
+                        kept.finish()
+                    raise
+                kept.finish()
+                return outcome
         finally:
             sink.close()
 
@@ -139,7 +158,13 @@ def _resident_bytes(config: RunConfig, store: TokenStore) -> int:
 
 
 def _assemble(
-    parts: RunParts, run: RunFolder, memory: RunMemory, saved: TrainingState | None, phases: Phases, started: float
+    parts: RunParts,
+    run: RunFolder,
+    kept: Checkpoints,
+    memory: RunMemory,
+    saved: TrainingState | None,
+    phases: Phases,
+    started: float,
 ) -> Loop:
     """The loop of a run. What takes long is told as it ends."""
     config, device = parts.config, parts.machine.device
@@ -161,7 +186,7 @@ def _assemble(
     loop = Loop(
         stepper,
         parts.batches(steps_of(config.training.short_windows, total_steps)),
-        _checkpoints(run, parts),
+        kept,
         parts.tracker,
         look,
         should_stop=parts.should_stop,
@@ -175,13 +200,14 @@ def _assemble(
     return loop
 
 
-def _checkpoints(run: RunFolder, parts: RunParts) -> Checkpoints:
+def _checkpoints(run: RunFolder, parts: RunParts, mirror: Mirror | None) -> Checkpoints:
     config = parts.config
     if parts.processes.rank:
         return checkpoints.NoCheckpoints()
-    return checkpoints.RunCheckpoints(
+    here = checkpoints.RunCheckpoints(
         run, config.model, parts.store.tokenizer_file, config.checkpoint.keep, config.training.lora_alpha
     )
+    return here if mirror is None else MirroredCheckpoints(here, mirror)
 
 
 def _compile(parts: RunParts, saved: TrainingState | None) -> bool:
@@ -241,7 +267,7 @@ def start_event(parts: RunParts, memory: RunMemory, peak: float, saved: Training
         "tokens_per_step": settings.batch_size * config.model.block_size,
         "vocab_size": config.model.vocab_size,
         "token_ids": store.vocab_size,
-        "data": " + ".join(map(str, config.data.folders)),
+        "data": " + ".join(str(folder.path.absolute()) for folder in store.folders),
         "baselines": store.baselines,
         "bytes_per_token": validation_bytes / validation_tokens if validation_bytes else None,
         "peak_flops": peak,
