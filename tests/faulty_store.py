@@ -80,7 +80,7 @@ def _empty() -> None:
     FaultyStore.pseudo_dirs[:] = [""]
 
 
-def fail_on(operation: str, part: str, error: Exception, times: int = 10**9) -> Rule:
+def fail_on(operation: str, part: str, error: BaseException, times: int = 10**9) -> Rule:
     """Raise the error for operations on paths with `part` in them, so many times."""
     left = [times]
 

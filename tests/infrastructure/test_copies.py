@@ -201,12 +201,12 @@ def test_a_checkpoint_without_a_manifest_is_none(run: RunFolder, faulty: type[Fa
     FaultyStore().rm_file("/bucket/runs/first/checkpoints/step-00000003/manifest.json")
     FaultyStore().rm_file("/bucket/runs/first/checkpoints/step-00000001/manifest.json")
     assert model_copy(RUN).name == "step-00000002"
-    with pytest.raises(CheckpointError, match="neither a run .* nor a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"neither a run .* nor a checkpoint"):
         model_copy(f"{RUN}/checkpoints/step-00000003")
     FaultyStore().rm_file("/bucket/runs/first/checkpoints/step-00000002/manifest.json")
     with pytest.raises(CheckpointError, match="faulty://bucket/runs/first has no usable checkpoint: it holds none"):
         model_copy(RUN)
-    with pytest.raises(CheckpointError, match="neither a run .* nor a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"neither a run .* nor a checkpoint"):
         model_copy("faulty://bucket/nowhere")
 
 

@@ -50,7 +50,7 @@ def test_a_folder_loses_its_first_file_first(faulty: type[FaultyStore]) -> None:
     for name in ("a", "manifest.json", "z"):
         store.write(f"folder/{name}", b"")
     store.remove_folder("folder", first="manifest.json")
-    assert [path for what, path in faulty.asked if what == "rm"][0].endswith("manifest.json")
+    assert next(path for what, path in faulty.asked if what == "rm").endswith("manifest.json")
     assert stored("bucket") == {}
 
 
@@ -66,7 +66,7 @@ def test_what_may_pass_is_tried_again(error: Exception, faulty: type[FaultyStore
     assert store.read("file") == b"content"
     faulty.rule[:] = [fail_on("cat", "file", error)]
     faulty.asked.clear()
-    with pytest.raises(DataError, match="faulty://bucket/file: .*, again and again; try again when the store answers"):
+    with pytest.raises(DataError, match=r"faulty://bucket/file: .*, again and again; try again when the store answers"):
         store.read("file")
     assert len(faulty.asked) == ATTEMPTS
 
