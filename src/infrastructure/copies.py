@@ -76,12 +76,25 @@ def model_copy(url: str, progress: Progress | None = None) -> Path:
             f"{store.url}: neither a run (config.toml) nor a checkpoint (manifest.json) is there; "
             "check the bucket and the folder"
         )
-    folder = caches()["SMALLGPT_CACHE"] / "runs" / _digest(store.url.encode()) / name_of(store.url)
-    _refresh(store, folder, CONFIG, METRICS)
+    folder = _record(store)
     name = name or _best(store)
     if name is not None:
         return _fetch_checkpoint(store, name, folder / "checkpoints", progress)
     return _fetch_newest(store, folder / "checkpoints", progress, lambda words: None)
+
+
+def record_copy(url: str) -> Path:
+    """The folder of the cache with settings and events of the run at a URL, as they are now. Raises CheckpointError."""
+    store = Store(url, CheckpointError)
+    if store.read(CONFIG) is None:
+        raise CheckpointError(f"{store.url}: no run there: it has no config.toml; check the bucket and the folder")
+    return _record(store)
+
+
+def _record(store: Store) -> Path:
+    folder = caches()["SMALLGPT_CACHE"] / "runs" / _digest(store.url.encode()) / name_of(store.url)
+    _refresh(store, folder, CONFIG, METRICS)
+    return folder
 
 
 def fetch_run(url: str, out: Path, progress: Progress | None, warn: Callable[[str], None]) -> None:

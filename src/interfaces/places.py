@@ -13,6 +13,15 @@ def at_hand(folders: Iterable[Path | str], progress: Progress | None = None) -> 
     return tuple(folder if isinstance(folder, Path) else data_copy(folder, progress) for folder in folders)
 
 
+def record_at_hand(run: Path | str) -> Path:
+    """A run's settings and events on this machine: of a URL, a copy in the cache. Raises CheckpointError, ConfigError."""
+    if isinstance(run, Path):
+        return run
+    from smallgpt.infrastructure.copies import record_copy
+
+    return record_copy(run)
+
+
 def model_at_hand(model: Path | str, progress: Progress | None = None) -> Path:
     """A model on this machine: what is behind a URL as its copy in the cache. Raises CheckpointError, ConfigError."""
     if isinstance(model, Path):

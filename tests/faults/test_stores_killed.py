@@ -15,6 +15,7 @@ from smallgpt.infrastructure.checkpoints import verify
 from smallgpt.infrastructure.run_folder import RunFolder
 from tests.faulty_store import files_of
 from tests.infrastructure.texts import write_texts
+from tests.interfaces.conftest import leave
 from tests.scale_out.conftest import ROOT, launch  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.slow
@@ -69,7 +70,7 @@ def killed_when(words: list[str], there: Path) -> Iterator[None]:
     process = subprocess.Popen([sys.executable, "-c", SLOW_STORE, *words])
     try:
         deadline = time.monotonic() + 60
-        while not list(there.parent.glob(there.name)):
+        while not list(Path().glob(str(there))):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -77,10 +78,6 @@ def killed_when(words: list[str], there: Path) -> Iterator[None]:
         process.send_signal(signal.SIGKILL)
         process.wait()
     yield
-
-
-def smallgpt(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "smallgpt", *words], check=True, capture_output=True, timeout=120)
 
 
 def test_a_run_killed_in_an_upload_goes_on_from_the_checkpoint_before(place: Path) -> None:
@@ -99,8 +96,8 @@ def test_a_run_killed_in_an_upload_goes_on_from_the_checkpoint_before(place: Pat
         assert not Path("bucket/run/checkpoints/step-00000004/manifest.json").exists()
     verify(Path("bucket/run/checkpoints/step-00000002"))
     url = f"file://{place}/bucket/run"
-    smallgpt("generate", url, "--prompt", "Story", "--max-new-tokens", "3")
-    smallgpt("train", "--resume", url, "--out", "again", "--checkpoint.mirror", url)
+    assert leave("generate", url, "--prompt", "Story", "--max-new-tokens", "3") == 0
+    assert leave("train", "--resume", url, "--out", "again", "--checkpoint.mirror", url) == 0
     started = [event for event in RunFolder(Path("again")).metrics() if event["event"] == "start"]
     assert started[-1]["resumed_from"] == 2
     again = files_of(Path("again"))
@@ -115,7 +112,7 @@ def test_a_fetch_that_is_killed_leaves_no_data_folder_and_is_gone_on_with(place:
         assert not list(data.glob("data-*"))
         (draft,) = data.glob(".data-*.draft")
         first = (draft / "train.bin").stat().st_mtime_ns
-    smallgpt("train", "--data", f"file://{place}/bucket/data", "--out", "run", *TINY)
+    assert leave("train", "--data", f"file://{place}/bucket/data", "--out", "run", *TINY) == 0
     (copy,) = data.iterdir()
     assert files_of(copy) == files_of(Path("bucket/data"))
     assert (copy / "train.bin").stat().st_mtime_ns == first

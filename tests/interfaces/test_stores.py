@@ -131,6 +131,11 @@ def test_models_are_taken_by_url(store: type[FaultyStore], made: Path, run: Run,
     code, out, _ = run("export", URL, "--to", "seed", "--out", "exported")
     assert (code, "exported" in out) == (0, True)
     assert run("inspect", URL, "--prompt", "Once")[0] == 0
+    store.asked.clear()
+    assert run("report", URL, "--out", "first.html")[0] == 0
+    code, out, _ = run("doctor", URL)
+    assert (code, "run faulty://bucket/runs/first" in out) == (0, True)
+    assert not [path for what, path in store.asked if what == "get"], "no weights"
     model = smallgpt.load(f"{URL}/checkpoints/step-00000006")
     assert model.path.name == "step-00000006"
 
