@@ -31,6 +31,14 @@ def fixed_seed_and_one_thread() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests fetch from stores stays among their files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMALLGPT_CACHE", str(tmp_path_factory.getbasetemp() / "smallgpt-cache"))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:
     """Connections that leave this machine fail as they do without a network."""
     with pytest.MonkeyPatch.context() as patch:

@@ -4,11 +4,11 @@ A field's docstring is its help text. Amounts named "steps or share" are optimiz
 run when below 1: a recipe then fits runs whose length is only known once the machine has been timed.
 """
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from smallgpt.domain.places import URL, Place, without_secrets
 from smallgpt.domain.section import Positive, Section, StepsOrShare, Unit
 from smallgpt.domain.training_config import TrainingConfig
 
@@ -58,7 +58,7 @@ class GPTConfig(Section):
 class WeightedFolder(Section):
     """A data folder among several; also written FOLDER=WEIGHT, or FOLDER."""
 
-    path: Path
+    path: Place
     weight: Annotated[float, Field(gt=0)] | None = None
     """Its share of the samples, in proportion to the others'."""
 
@@ -74,8 +74,8 @@ class WeightedFolder(Section):
 class DataConfig(Section):
     """Which tokens to train on, and in which pieces."""
 
-    path: Path | None = None
-    """Data folder made by `smallgpt prepare` (also --data). Default: data/CORPUS-TOKENIZER, prepared when missing."""
+    path: Place | None = None
+    """Data folder made by `smallgpt prepare`, or its URL (also --data). Default: data/CORPUS-TOKENIZER, prepared if missing."""
     mixture: tuple[WeightedFolder, ...] = ()
     """Several folders instead: FOLDER=WEIGHT,FOLDER=WEIGHT (also --data for each). No weights: by their tokens."""
     windows: Literal["anywhere", "documents", "packed"] = "anywhere"
@@ -97,7 +97,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _mixture_is_clear(self) -> Self:
         if self.mixture and self.path is not None:
-            raise ValueError(f"path ({self.path}) and mixture exclude each other; give one")
+            raise ValueError(f"path ({without_secrets(str(self.path))}) and mixture exclude each other; give one")
         if len({folder.path for folder in self.mixture}) < len(self.mixture):
             raise ValueError("mixture names a folder twice; raise its weight instead")
         if len({folder.weight is None for folder in self.mixture}) == 2:
@@ -105,7 +105,7 @@ class DataConfig(Section):
         return self
 
     @property
-    def folders(self) -> tuple[Path, ...]:
+    def folders(self) -> tuple[Place, ...]:
         """The folders that are named; none for a corpus that the run prepares."""
         return tuple(folder.path for folder in self.mixture) or (() if self.path is None else (self.path,))
 
@@ -174,6 +174,8 @@ class CheckpointConfig(Section):
     """Each process writes and reads its share, for models that no process can hold; `smallgpt export` joins the shares."""
     asynchronous: bool = False
     """Copy the state and write it beside training: a shorter pause, for the memory of a second state."""
+    mirror: URL | None = None
+    """Where the run is kept too: a folder of an object store, such as s3://bucket/runs/first."""
 
 
 class KernelsConfig(Section):

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from smallgpt.domain.parts import check_parts, check_targets
+from smallgpt.domain.places import Source
 from smallgpt.domain.section import Positive, Section, Unit
 
 INITIAL_STD = 0.02  # of every matrix, as in GPT-2
@@ -57,7 +58,7 @@ class TrainingConfig(Section):
     """Seconds that a process waits for another before the run ends with an error."""
     max_skipped: Positive = 10
     """Steps in a row with a non-finite loss or gradient before the run stops with exit code 5."""
-    init: str | None = None
+    init: Source | None = None
     """Model whose sizes and weights the run starts from (also --init); positions and embedding_std then change nothing."""
     freeze: tuple[str, ...] = ()
     """Parts that stay as they are: embeddings, positions, norms, attention, mlp, blocks, blocks.N, blocks.N-M."""

@@ -13,7 +13,7 @@ step-00000400/
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -43,11 +43,17 @@ class RunCheckpoints:
     shards = False
 
     def __init__(
-        self, run: RunFolder, config: GPTConfig, tokenizer_file: Path | None, keep: int, lora_alpha: float = 1.0
+        self,
+        run: RunFolder,
+        config: GPTConfig,
+        tokenizer_file: Path | None,
+        keep: int,
+        lora_alpha: float = 1.0,
+        saved: Callable[[], None] = lambda: None,
     ) -> None:
-        """`lora_alpha` is that of the low-rank updates, where a state has any."""
+        """`lora_alpha` is that of the low-rank updates, where a state has any; `saved` hears of each state that is kept."""
         self.run, self.config, self.tokenizer_file, self.keep = run, config, tokenizer_file, keep
-        self.lora_alpha = lora_alpha
+        self.lora_alpha, self.saved = lora_alpha, saved
 
     def save(self, state: TrainingState) -> None:
         """Write the state. Raises CheckpointError."""
@@ -65,6 +71,7 @@ class RunCheckpoints:
         except (OSError, SafetensorError) as error:
             raise self._not_written(target, error) from None
         self._prune(target)
+        self.saved()
 
     def _write_facts(self, folder: Path, state: TrainingState) -> None:
         """All but tensors and manifest."""
@@ -170,6 +177,18 @@ def newest_good(run: RunFolder) -> tuple[Path, list[str]]:
 
 def verify(folder: Path) -> None:
     """Compare every file with the manifest. Raises CheckpointError that names the first difference."""
+    for name, expected in expected_files(folder).items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing")
+        if path.stat().st_size != expected["bytes"]:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}")
+        if sha256(path) != expected["sha256"]:
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the manifest's")
+
+
+def expected_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each file: bytes, sha256. Raises CheckpointError where it cannot be used."""
     manifest = read_json(folder / MANIFEST)
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
@@ -179,14 +198,7 @@ def verify(folder: Path) -> None:
     files = manifest.get("files")
     if not _is_complete(files):
         raise CheckpointError(f"{folder / MANIFEST} is damaged: it does not describe every file of a checkpoint")
-    for name, expected in files.items():
-        path = folder / Path(name).name
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing")
-        if path.stat().st_size != expected["bytes"]:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {expected['bytes']}")
-        if sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the manifest's")
+    return {Path(name).name: expected for name, expected in files.items()}
 
 
 def load_checkpoint(folder: Path) -> TrainingState:

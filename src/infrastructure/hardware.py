@@ -86,6 +86,7 @@ def caches() -> dict[str, Path]:
     """Folders that libraries write to, each by the environment variable that moves it."""
     temporary = Path(tempfile.gettempdir())
     home = {
+        "SMALLGPT_CACHE": Path("~/.cache/smallgpt"),
         "HF_HOME": Path("~/.cache/huggingface"),
         "TIKTOKEN_CACHE_DIR": temporary / "data-gym-cache",
         "TRITON_CACHE_DIR": Path("~/.triton/cache"),

@@ -7,7 +7,7 @@ of this kind hold pickles; its writer and reader of safetensors do not. Any numb
 
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,15 @@ class ShardedCheckpoints(RunCheckpoints):
     shards = True
 
     def __init__(
-        self, run: RunFolder, config: GPTConfig, tokenizer_file: Path | None, keep: int, processes: Processes
+        self,
+        run: RunFolder,
+        config: GPTConfig,
+        tokenizer_file: Path | None,
+        keep: int,
+        processes: Processes,
+        saved: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(run, config, tokenizer_file, keep)
+        super().__init__(run, config, tokenizer_file, keep, saved=saved)
         self.processes = processes
 
     def save(self, state: TrainingState) -> None:
@@ -68,6 +74,7 @@ class ShardedCheckpoints(RunCheckpoints):
                 shutil.rmtree(draft, ignore_errors=True)
         if first:
             self._prune(target)
+            self.saved()
         self.processes.wait_for_first()  # until it is in its place
 
     def mark_best(self, step: int) -> None:

@@ -16,6 +16,7 @@ from smallgpt.domain.state import TrainingState
 from smallgpt.domain.trainable import n_trained
 from smallgpt.infrastructure import checkpoints, devices
 from smallgpt.infrastructure.background_checkpoints import BackgroundCheckpoints
+from smallgpt.infrastructure.mirror import Mirror
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.infrastructure.token_store import TokenStore
 from smallgpt.infrastructure.trackers import JsonLines, Several
@@ -57,14 +58,21 @@ def resolve(config: RunConfig, store: TokenStore, *, vocab_size_given: bool) -> 
 
 
 def _places(config: RunConfig, store: TokenStore) -> dict[str, object]:
-    """Where the data is; of several folders with the weights, which are their shares of all tokens unless given."""
-    folders = [folder.path.absolute() for folder in store.folders]
-    if len(folders) == 1:
-        return {"path": folders[0], "mixture": ()}
+    """Where the data is; of several folders with the weights, which are their shares of all tokens unless given.
+
+    What was fetched stays the URL, so that the run goes on, and is evaluated, on any machine.
+    """
+    opened = [folder.path.absolute() for folder in store.folders]
+    places = [
+        given if isinstance(given, str) else path
+        for given, path in zip(config.data.folders or opened, opened, strict=True)
+    ]
+    if len(places) == 1:
+        return {"path": places[0], "mixture": ()}
     total = len(store.tokens("train"))
     mixed = [
-        WeightedFolder(path=path, weight=given.weight or folder.facts("train").tokens / total)
-        for path, given, folder in zip(folders, config.data.mixture, store.folders, strict=True)
+        WeightedFolder(path=place, weight=given.weight or folder.facts("train").tokens / total)
+        for place, given, folder in zip(places, config.data.mixture, store.folders, strict=True)
     ]
     return {"path": None, "mixture": tuple(mixed)}
 
@@ -115,6 +123,7 @@ def train(
             from smallgpt.interfaces.profiling import check_length
 
             check_length(profile, (config.training.max_steps or DEFAULT_STEPS) - (found.state.step if found else 0))
+        mirror = Mirror(run, config.checkpoint.mirror, warn) if writes and config.checkpoint.mirror else None
         if writes:
             run.write_config(config)
         sink = Several([JsonLines(run.metrics_file), *(trackers or [])] if writes else [])
@@ -130,9 +139,11 @@ def train(
                     parts.say(
                         f"positions: the first {config.model.block_size} of {start.model.config.block_size} are kept"
                     )
-                loop = _assemble(parts, run, memory, found, phases, started)
+                kept = _checkpoints(run, parts, mirror)
+                loop = _assemble(parts, run, kept, memory, found, phases, started)
                 del found  # its tensors are the model's by now
-                return _run(loop, parts, run, profile)
+                with nullcontext() if mirror is None else mirror.complete_after():
+                    return _run(loop, parts, run, profile)
         finally:
             sink.close()
 
@@ -143,7 +154,13 @@ def _resident_bytes(config: RunConfig, store: TokenStore) -> int:
 
 
 def _assemble(
-    parts: RunParts, run: RunFolder, memory: RunMemory, found: Resumed | None, phases: Phases, started: float
+    parts: RunParts,
+    run: RunFolder,
+    kept: Checkpoints,
+    memory: RunMemory,
+    found: Resumed | None,
+    phases: Phases,
+    started: float,
 ) -> Loop:
     """The loop of a run. What takes long is told as it ends."""
     config, device = parts.config, parts.machine.device
@@ -166,7 +183,7 @@ def _assemble(
     loop = Loop(
         stepper,
         parts.batches(steps_of(config.training.short_windows, total_steps)),
-        _checkpoints(run, parts),
+        kept,
         parts.tracker,
         look,
         should_stop=parts.should_stop,
@@ -180,19 +197,17 @@ def _assemble(
     return loop
 
 
-def _checkpoints(run: RunFolder, parts: RunParts) -> Checkpoints:
-    config = parts.config
+def _checkpoints(run: RunFolder, parts: RunParts, mirror: Mirror | None) -> Checkpoints:
+    config, tokenizer = parts.config, parts.store.tokenizer_file
+    keep = config.checkpoint.keep
+    saved = (lambda: None) if mirror is None else mirror.start
     if config.checkpoint.sharded:
         from smallgpt.infrastructure.sharded_checkpoints import ShardedCheckpoints  # loads torch.distributed
 
-        return ShardedCheckpoints(
-            run, config.model, parts.store.tokenizer_file, config.checkpoint.keep, parts.processes
-        )
+        return ShardedCheckpoints(run, config.model, tokenizer, keep, parts.processes, saved)
     if parts.processes.rank:
         return checkpoints.NoCheckpoints()
-    keeper = checkpoints.RunCheckpoints(
-        run, config.model, parts.store.tokenizer_file, config.checkpoint.keep, config.training.lora_alpha
-    )
+    keeper = checkpoints.RunCheckpoints(run, config.model, tokenizer, keep, config.training.lora_alpha, saved)
     return BackgroundCheckpoints(keeper, parts.say) if config.checkpoint.asynchronous else keeper
 
 
@@ -253,7 +268,7 @@ def start_event(parts: RunParts, memory: RunMemory, peak: float, saved: Training
         "tokens_per_step": settings.batch_size * config.model.block_size,
         "vocab_size": config.model.vocab_size,
         "token_ids": store.vocab_size,
-        "data": " + ".join(map(str, config.data.folders)),
+        "data": " + ".join(str(folder.path.absolute()) for folder in store.folders),
         "baselines": store.baselines,
         "bytes_per_token": validation_bytes / validation_tokens if validation_bytes else None,
         "peak_flops": peak,

@@ -14,6 +14,7 @@ from smallgpt.domain import hooks
 from smallgpt.domain.errors import CheckpointError, ConfigError, DataError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.metrics import Score
+from smallgpt.domain.places import is_url
 from smallgpt.infrastructure.evaluation_blocks import evaluation_blocks, text_tokens
 from smallgpt.infrastructure.files import folder_written_whole
 from smallgpt.infrastructure.formats import own
@@ -22,6 +23,7 @@ from smallgpt.infrastructure.tokenizers import AnyTokenizer
 from smallgpt.interfaces.cli.text_flags import TextFlags, first_seed
 from smallgpt.interfaces.continuing import AT_ONCE, Continuation, Continuer, Settings
 from smallgpt.interfaces.opening import OpenedModel, open_model, portable
+from smallgpt.interfaces.places import model_at_hand
 
 
 class TextSettings(TypedDict, total=False):
@@ -66,12 +68,14 @@ class TextScore(Score):
 def load(path: str | Path, device: str = "cpu", *, kernels: str = "torch") -> "LanguageModel":
     """The model of a run, a checkpoint, an exported folder or another tool's files, in eval mode, with its tokenizer.
 
+    A run or checkpoint may be behind a URL, such as s3://bucket/runs/first.
     device: auto, cpu, cuda or cuda:N. kernels: torch, auto, triton or reference. Raises CheckpointError, HardwareError.
 
         model = smallgpt.load("runs/demo")
         print(model.generate("Once upon a time", max_new_tokens=40, seed=1))
     """
-    return LanguageModel(open_model(Path(path), device, kernels))
+    there = str(path)
+    return LanguageModel(open_model(model_at_hand(there if is_url(there) else Path(path)), device, kernels))
 
 
 class LanguageModel(GPT):

@@ -13,9 +13,11 @@ from smallgpt.domain.ops import TORCH_OPS, Ops
 from smallgpt.infrastructure import checkpoints, devices
 from smallgpt.infrastructure.formats.opening import format_of, read_foreign
 from smallgpt.infrastructure.formats.portable import PortableModel
+from smallgpt.infrastructure.progress import Progress
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.infrastructure.token_store import TokenStore, open_store
 from smallgpt.infrastructure.tokenizers import AnyTokenizer, load_tokenizer
+from smallgpt.interfaces.places import at_hand
 from smallgpt.interfaces.run_figures import run_figures
 
 
@@ -72,12 +74,15 @@ def portable(opened: OpenedModel) -> PortableModel:
     return PortableModel(model.config, weights, opened.tokenizer, name=_name(opened), figures=figures)
 
 
-def open_data(opened: OpenedModel, data: Path | None) -> TokenStore:
-    """The data folder asked for, or the run's own one or ones. Raises CheckpointError when its ids mean other tokens."""
+def open_data(opened: OpenedModel, data: Path | str | None, progress: Progress | None = None) -> TokenStore:
+    """The data folder asked for, or the run's own one or ones, fetched from where they are.
+
+    Raises CheckpointError when its ids mean other tokens.
+    """
     folders = (data,) if data else opened.run.config().data.folders if opened.run is not None else ()
     if not folders:
         raise ConfigError(f"{opened.path} does not say what it was trained on; give --data FOLDER or --text FILE")
-    store = open_store(*folders)
+    store = open_store(*at_hand(folders, progress))
     theirs = store.manifest.tokenizer
     if opened.tokenizer and theirs and opened.tokenizer.fingerprint != theirs.fingerprint:
         raise CheckpointError(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from smallgpt.domain.errors import DataError
+from smallgpt.domain.places import name_of
 from smallgpt.infrastructure.manifest import read_manifest
 from smallgpt.infrastructure.run_folder import RunFolder
 
@@ -22,8 +23,10 @@ def run_figures(run: RunFolder, step: int | None) -> dict[str, str]:
     return {name: words for name, words in figures.items() if words}
 
 
-def _source(folder: Path) -> str:
-    """What a data folder was made of; its own name where it is gone."""
+def _source(folder: Path | str) -> str:
+    """What a data folder was made of; its own name where it is gone, or in a store."""
+    if isinstance(folder, str):
+        return name_of(folder)
     try:
         manifest = read_manifest(folder)
     except DataError:

@@ -7,41 +7,43 @@ from torch import Tensor
 
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import ConfigError, DataError
+from smallgpt.domain.places import is_url, without_secrets
 from smallgpt.infrastructure.formats.hub_models import local_path
 from smallgpt.infrastructure.progress import Progress
 from smallgpt.infrastructure.token_store import TokenStore
 from smallgpt.interfaces.opening import OpenedModel, open_model
+from smallgpt.interfaces.places import model_at_hand
 
 OWN = ("dropout", "block_size")
 """What a run may choose for itself; a shorter block takes the first rows of the position table."""
 
 
 def open_start(source: str, progress: Progress | None = None) -> OpenedModel:
-    """The model to start from: a run, checkpoint, imported or foreign file or folder, or a name on the hub.
+    """The model to start from: a run, checkpoint, imported or foreign file or folder, a URL, or a name on the hub.
 
     Raises CheckpointError.
     """
+    if is_url(source):
+        return open_model(model_at_hand(source, progress))
     return open_model(local_path(source, progress=progress))
 
 
 def with_model_of(config: RunConfig, start: OpenedModel) -> RunConfig:
     """The configuration with the model's sizes. Raises ConfigError when it asks for others."""
-    theirs, ours = start.model.config, config.model
+    theirs, ours, init = start.model.config, config.model, without_secrets(str(config.training.init))
     given = {name: getattr(ours, name) for name in sorted(ours.model_fields_set)}
     others = [name for name in given if name not in OWN and given[name] != getattr(theirs, name)]
     if others:
         differences = "; ".join(f"model.{name} {given[name]}, not {getattr(theirs, name)}" for name in others)
-        raise ConfigError(
-            f"{config.training.init} is another model: {differences}.\nLeave it out: sizes come from there."
-        )
+        raise ConfigError(f"{init} is another model: {differences}.\nLeave it out: sizes come from there.")
     if given.get("block_size", 0) > theirs.block_size:
         raise ConfigError(
-            f"model.block_size ({ours.block_size}) is larger than that of {config.training.init} ({theirs.block_size}), "
+            f"model.block_size ({ours.block_size}) is larger than that of {init} ({theirs.block_size}), "
             "whose position table ends there; leave it out"
         )
     own: dict[str, Any] = {name: given[name] for name in OWN if name in given}
-    source = Path(str(config.training.init))
-    init = str(source.absolute()) if source.exists() else str(source)
+    if not is_url(init) and Path(init).exists():
+        init = str(Path(init).absolute())
     return config.model_copy(
         update={
             "model": theirs.model_copy(update=own),

@@ -212,6 +212,7 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "train.jsonl").write_text("\n".join(f'{{"text": "{letter}"}}' for letter in letters))
     monkeypatch.setattr("smallgpt.infrastructure.corpora.hub.TINYSTORIES", str(tmp_path / "hub"))
+    monkeypatch.setenv("SMALLGPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

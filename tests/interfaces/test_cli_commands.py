@@ -109,6 +109,7 @@ def test_a_missing_corpus_is_prepared_once(
 ) -> None:
     from rich.console import Console
 
+    from smallgpt.domain.processes import ALONE
     from smallgpt.interfaces.cli.train import _data_folders
     from smallgpt.interfaces.phases import Phases
 
@@ -122,7 +123,8 @@ def test_a_missing_corpus_is_prepared_once(
     monkeypatch.setattr(making, "make_data_folder", make)
     config = RunConfig(data=DataConfig(corpus="demo", tokenizer="bytes"))
     first, second, folder = Phases(), Phases(), Path("data/demo-bytes")
-    assert _data_folders(config, Console(), first) == _data_folders(config, Console(), second) == (folder,)
+    for phases in (first, second):
+        assert _data_folders(config, Console(), phases, ALONE) == (folder,)
     assert (list(first.seconds), list(second.seconds)) == (["preparing data"], [])
     assert calls == [("demo", folder, "bytes", 2048)]
     assert capsys.readouterr().out == "data     preparing data/demo-bytes\n"

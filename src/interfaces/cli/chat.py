@@ -5,12 +5,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallgpt.domain.errors import SmallGPTError
 from smallgpt.interfaces.cli.errors import describe
-from smallgpt.interfaces.cli.flags import Whole
+from smallgpt.interfaces.cli.flags import PlaceOf, Whole
 from smallgpt.interfaces.cli.terminal import BOLD, PLAIN, harmless, is_capable, is_terminal
 from smallgpt.interfaces.cli.text_flags import EngineFlags, TextFlags, first_seed
 
@@ -24,7 +23,7 @@ PROMPT = "> "
 
 
 def chat(
-    run: Path,
+    run: PlaceOf,
     /,
     *,
     text: TextFlags | None = None,
@@ -43,7 +42,7 @@ def chat(
       echo "Once upon a time" | smallgpt chat runs/demo --seed 1
 
     Args:
-        run: Run, checkpoint or exported folder.
+        run: Run, checkpoint or exported folder; a run or checkpoint also by its URL.
         seed: Makes the session repeatable: the first text uses it, the next seed + 1. Another one every time when not given.
     """
     text, engine = text or TextFlags(), engine or EngineFlags()

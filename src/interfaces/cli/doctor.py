@@ -5,12 +5,13 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from smallgpt.interfaces.cli.flags import Json
+from smallgpt.domain.places import without_secrets
+from smallgpt.interfaces.cli.flags import Json, PlaceOf
 
 NETWORK = "not needed, except to fetch a corpus from the hub or GPT-2's tokenizer for the first time"
 
 
-def doctor(run: Path | None = None, /, *, json: Json = False) -> None:
+def doctor(run: PlaceOf | None = None, /, *, json: Json = False) -> None:
     """Look at this machine, and at a run, for trouble.
 
     Shows the machine, the versions, and which device, precision, threads and kernels a run would use, with the reasons.
@@ -22,7 +23,7 @@ def doctor(run: Path | None = None, /, *, json: Json = False) -> None:
       smallgpt doctor runs/demo --json
 
     Args:
-        run: Run folder, or one of its checkpoints.
+        run: Run folder, one of its checkpoints, or the URL of a run.
         json: Print a JSON object instead: machine, versions, choices, network, folders, run.
     """
     patient = None if run is None else _examined(run)
@@ -30,16 +31,17 @@ def doctor(run: Path | None = None, /, *, json: Json = False) -> None:
     print(dumps(report, indent=2) if json else "\n".join(_words(report)))
 
 
-def _examined(run: Path) -> dict[str, Any]:
+def _examined(run: Path | str) -> dict[str, Any]:
     """A run's state and findings. Raises CheckpointError when it cannot be read."""
     from smallgpt.application.diagnosis import diagnose
+    from smallgpt.interfaces.places import record_at_hand
     from smallgpt.interfaces.report.page import verdict
     from smallgpt.interfaces.report.record import read_record
 
-    record = read_record(run)
+    record = read_record(record_at_hand(run))
     findings = diagnose(record.config, record.events, record.manifest)
     return {
-        "path": str(run),
+        "path": without_secrets(str(run)),
         "verdict": verdict(record),
         "data_at_hand": record.manifest is not None,
         "findings": [asdict(finding) for finding in findings],

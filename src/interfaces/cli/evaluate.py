@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from smallgpt.domain.errors import CheckpointError, ConfigError, DataError
-from smallgpt.interfaces.cli.flags import Json
+from smallgpt.interfaces.cli.flags import Json, PlaceOf
 
 if TYPE_CHECKING:
     from smallgpt.application.evaluation import Blocks
@@ -21,10 +21,10 @@ COMPARED = ("nats_per_token", "bits_per_byte")
 
 
 def evaluate(
-    run: Path,
+    run: PlaceOf,
     /,
     *,
-    data: Path | None = None,
+    data: PlaceOf | None = None,
     split: Literal["train", "validation"] = "validation",
     text: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = (),
     weights: Literal["float32", "bfloat16", "int8"] = "float32",
@@ -44,8 +44,8 @@ def evaluate(
       smallgpt evaluate runs/demo --weights int8
 
     Args:
-        run: Run, checkpoint or exported folder.
-        data: Data folder, made with the run's own tokenizer.
+        run: Run, checkpoint or exported folder; a run or checkpoint also by its URL.
+        data: Data folder, or its URL, made with the run's own tokenizer.
         split: Which part of the data folder.
         text: Files to score instead (.txt, .jsonl, .parquet), split into tokens by the run's own tokenizer.
         weights: Score the model as generate runs it with these weights, and as it is, to tell what rounding them costs.
@@ -55,7 +55,10 @@ def evaluate(
     """
     if text and data is not None:
         raise ConfigError("give --data or --text, not both")
+    from rich.console import Console
+
     from smallgpt.infrastructure.devices import choose_device
+    from smallgpt.interfaces.cli.progress import model_fetched, shown
     from smallgpt.interfaces.looking import evaluate_split
     from smallgpt.interfaces.opening import open_data, open_model
     from smallgpt.interfaces.packed_weights import cost_in_words
@@ -65,14 +68,15 @@ def evaluate(
     phases = Phases.of_command()
     phases.end("imports")
     check_weights(weights, choose_device(device))
-    opened = open_model(run, device)
+    opened = open_model(model_fetched(run), device)
     phases.end("model")
     baselines: dict[str, Any] = {}
     score_it: Callable[[], Score]
     if text:
         score_it = lambda: _score_text(opened, text, phases)  # noqa: E731
     else:
-        store = open_data(opened, data)
+        with shown(Console(stderr=True)) as telling:
+            store = open_data(opened, data, telling)
         baselines = store.baselines
         phases.end("data")
         progress = _progress(opened.model.config.block_size)

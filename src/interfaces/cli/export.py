@@ -4,11 +4,11 @@ from json import dumps
 from pathlib import Path
 from typing import Literal
 
-from smallgpt.interfaces.cli.flags import Json, Switch
+from smallgpt.interfaces.cli.flags import Json, PlaceOf, Switch
 
 
 def export(
-    run: Path,
+    run: PlaceOf,
     /,
     *,
     to: Literal["seed", "nanogpt", "hf", "gguf", "onnx", "peft", "smallgpt"],
@@ -31,7 +31,7 @@ def export(
       smallgpt export runs/demo --to nanogpt --out exports/out
 
     Args:
-        run: Run, checkpoint or imported folder.
+        run: Run, checkpoint or imported folder; a run or checkpoint also by its URL.
         to: The format: hf is a folder for Hugging Face's transformers, gguf llama.cpp's one file with the tokenizer inside,
             onnx a graph for ONNX Runtime and its like; peft takes the low-rank updates alone, of a run with
             --training.lora-rank; smallgpt is a folder of our own with the model alone, of a checkpoint in shards too.
@@ -42,6 +42,7 @@ def export(
     """
     from smallgpt.domain.errors import ConfigError
     from smallgpt.interfaces.cli.conversion_words import conversion_words, working
+    from smallgpt.interfaces.cli.progress import model_fetched
     from smallgpt.interfaces.converting import check_free, export_model
     from smallgpt.interfaces.converting_adapter import export_adapter
     from smallgpt.interfaces.opening import open_model, portable
@@ -50,8 +51,9 @@ def export(
         raise ConfigError(f"--dtype {dtype} is for --to gguf; {to} keeps float32, so leave it out")
     check_free(out, overwrite)
     options = {} if dtype is None else {"dtype": dtype}
-    with working(f"writing {out}, and comparing it with {run}"):
-        opened = open_model(run)
+    folder = model_fetched(run)
+    with working(f"writing {out}, and comparing it with {folder}"):
+        opened = open_model(folder)
         if to == "peft":
             conversion = export_adapter(opened, out, overwrite=overwrite)
         else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from smallgpt.domain.errors import ConfigError, DataError
-from smallgpt.interfaces.cli.flags import Json, Switch, Whole
+from smallgpt.interfaces.cli.flags import Json, PlaceOf, Switch, Whole
 from smallgpt.interfaces.cli.terminal import harmless
 from smallgpt.interfaces.cli.text_flags import EngineFlags, TextFlags, first_seed
 
@@ -25,7 +25,7 @@ File = Annotated[Path | None, Parameter(allow_leading_hyphen=True)]
 
 
 def generate(
-    run: Path,
+    run: PlaceOf,
     /,
     *,
     prompt: str | None = None,
@@ -52,7 +52,7 @@ def generate(
       echo "One day" | smallgpt generate runs/demo --prompt-file - --json
 
     Args:
-        run: Run, checkpoint or exported folder.
+        run: Run, checkpoint or exported folder; a run or checkpoint also by its URL.
         prompt: Text to continue; without one the model starts a text of its own.
         prompt_file: File with the prompt, or - for standard input. One line end at its end is left out.
         prompts_file: File with a prompt in each line, or - for standard input; blank lines are left out.

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallgpt.domain.errors import ConfigError
-from smallgpt.interfaces.cli.flags import Json, Whole
+from smallgpt.interfaces.cli.flags import Json, PlaceOf, Whole
 
 if TYPE_CHECKING:
     from smallgpt.interfaces.library import LanguageModel
 
 
 def inspect_model(
-    run: Path,
+    run: PlaceOf,
     /,
     *,
     prompt: str,
@@ -34,7 +34,7 @@ def inspect_model(
       smallgpt inspect runs/demo --prompt "One day" --json
 
     Args:
-        run: Run, checkpoint or exported folder.
+        run: Run, checkpoint or exported folder; a run or checkpoint also by its URL.
         prompt: Text to read, up to the model's block.
         at: Position of the token to follow through the blocks, from 0; the last when not given.
         top: How many of the likeliest to show.
@@ -49,9 +49,10 @@ def inspect_model(
     from smallgpt.application.inspection import inspect
     from smallgpt.interfaces.attention_plot import plot as write_plot
     from smallgpt.interfaces.cli.inspect_tables import as_dict, tables
+    from smallgpt.interfaces.cli.progress import model_fetched
     from smallgpt.interfaces.library import load
 
-    model = load(run, device)
+    model = load(model_fetched(run), device)
     idx = model.encode(prompt)
     inspection = inspect(model, idx, _position(model, idx.size(1), at), model.tokenizer.vocab_size, top)
     ids = idx[0].tolist()

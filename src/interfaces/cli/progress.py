@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -32,6 +33,14 @@ def shown(console: Console) -> "Iterator[Tell]":
             bars.update(tasks[what], completed=done, total=total, count=details or _count(done, total))
 
         yield tell
+
+
+def model_fetched(model: Path | str) -> Path:
+    """A model's folder on this machine; from a URL it is fetched, which shows on stderr. Raises CheckpointError."""
+    from smallgpt.interfaces.places import model_at_hand
+
+    with shown(Console(stderr=True)) as progress:
+        return model_at_hand(model, progress)
 
 
 def _plain(console: Console) -> "Tell":

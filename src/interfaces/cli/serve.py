@@ -2,13 +2,12 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from smallgpt.domain.errors import CheckpointError, ConfigError, HardwareError
-from smallgpt.interfaces.cli.flags import Switch, Whole
+from smallgpt.interfaces.cli.flags import PlaceOf, Switch, Whole
 
 if TYPE_CHECKING:
     from smallgpt.interfaces.http.guard import Access
@@ -19,7 +18,7 @@ Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="",
 
 
 def serve(
-    run: Path,
+    run: PlaceOf,
     /,
     *,
     host: str = "127.0.0.1",
@@ -49,7 +48,7 @@ def serve(
       smallgpt serve runs/demo --host 0.0.0.0 --api-key-env STORY_KEY
 
     Args:
-        run: Run, checkpoint or exported folder.
+        run: Run, checkpoint or exported folder; a run or checkpoint also by its URL.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one and prints it.
         streams: Texts continued at once; they share each reading of the weights.
@@ -68,6 +67,7 @@ def serve(
     _need_packages()
     access = _access(host, api_key_env, allow_host, allow_origin)
     from smallgpt.application.engine import Engine
+    from smallgpt.interfaces.cli.progress import model_fetched
     from smallgpt.interfaces.http.app import make_app
     from smallgpt.interfaces.http.limits import Limits
     from smallgpt.interfaces.http.metrics import Metrics
@@ -78,7 +78,9 @@ def serve(
 
     limits = Limits(streams, queue, max_new_tokens, timeout, grace)
     with listen(host, port) as listener:
-        opened = open_for_generation(run, device, None, weights, lambda words: print(words, file=sys.stderr))
+        opened = open_for_generation(
+            model_fetched(run), device, None, weights, lambda words: print(words, file=sys.stderr)
+        )
         if opened.tokenizer is None:
             raise CheckpointError(f"{opened.path} has no tokenizer.json, so text cannot be turned into its tokens")
         served = Served(_name(opened), opened.tokenizer, opened.model.config.block_size)

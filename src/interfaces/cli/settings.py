@@ -116,22 +116,48 @@ def preset_layer(name: str) -> Layer:
 def file_layer(path: Path) -> Layer:
     """The values of a TOML file. Raises ConfigError when it cannot be read."""
     try:
-        return Layer(str(path), tomllib.loads(path.read_bytes().decode("utf-8-sig")))
+        return toml_layer(str(path), path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: cannot read this configuration: {error.strerror}") from None
+
+
+def toml_layer(source: str, content: bytes) -> Layer:
+    """The values of a TOML file's content. Raises ConfigError when it is none."""
+    try:
+        return Layer(source, tomllib.loads(content.decode("utf-8-sig")))
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a TOML file: it is not UTF-8 text") from None
+        raise ConfigError(f"{source}: not a TOML file: it is not UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: broken TOML: {error}") from None
+        raise ConfigError(f"{source}: broken TOML: {error}") from None
 
 
-def run_layer(run: Path) -> Layer:
-    """The values a run was started with. Raises CheckpointError when the folder is no run."""
+def run_layer(run: Path | str) -> Layer:
+    """The values a run was started with. Raises CheckpointError when the folder, or what is at the URL, is no run."""
+    if isinstance(run, str):
+        return _stored_run_layer(run)
     if not (run / "config.toml").is_file():
         raise CheckpointError(
             f"{run}: not a run folder: it has no config.toml\n--resume takes a folder that `smallgpt train` made"
         )
     return file_layer(run / "config.toml")
+
+
+def _stored_run_layer(url: str) -> Layer:
+    """The same of a run in a store. Where it is its own mirror, it stays that, by the URL that was given now."""
+    from smallgpt.infrastructure.object_store import Store
+
+    store = Store(url, CheckpointError)
+    content = store.read("config.toml")
+    if content is None:
+        raise CheckpointError(
+            f"{store.url}: no run there: it has no config.toml; check the bucket and the folder\n"
+            "--resume takes the URL that a run had as --checkpoint.mirror"
+        )
+    layer = toml_layer(f"{store.url}/config.toml", content)
+    kept = layer.values.get("checkpoint")
+    if isinstance(kept, dict) and str(kept.get("mirror")).rstrip("/") == store.url:
+        kept["mirror"] = url
+    return layer
 
 
 def flag_layer(flags: dict[str, Any]) -> Layer:

@@ -68,12 +68,13 @@ class EngineFlags:
         if self.lookup < 0:
             raise ConfigError(f"lookup is {self.lookup}; it must be 0 or more")
 
-    def open(self, run: Path) -> "OpenedModel":
+    def open(self, run: Path | str) -> "OpenedModel":
         """The model, ready for text; what weights in fewer bits cost is said on stderr."""
+        from smallgpt.interfaces.cli.progress import model_fetched
         from smallgpt.interfaces.packed_weights import open_for_generation
 
         return open_for_generation(
-            run, self.device, self.kernels, self.weights, lambda words: print(words, file=sys.stderr)
+            model_fetched(run), self.device, self.kernels, self.weights, lambda words: print(words, file=sys.stderr)
         )
 
 

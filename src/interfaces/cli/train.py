@@ -10,8 +10,10 @@ from cyclopts.validators import Number
 
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import ConfigError
+from smallgpt.domain.places import without_secrets
 from smallgpt.interfaces.cli import settings
-from smallgpt.interfaces.cli.flags import Whole
+from smallgpt.interfaces.cli.flags import PlaceOf, Whole
+from smallgpt.interfaces.cli.run_places import RunPlace, place_of_launch, run_place
 
 if TYPE_CHECKING:
     from smallgpt.application.training import Outcome
@@ -31,7 +33,7 @@ def train(
     config: Path | None = None,
     data: Annotated[tuple[str, ...], Parameter(negative="", show_default=False, metavar="FOLDER")] = (),
     out: Path | None = None,
-    resume: Path | None = None,
+    resume: PlaceOf | None = None,
     init: Annotated[str | None, Parameter(metavar="MODEL")] = None,
     track: Annotated[tuple[TrackerName, ...], Parameter(negative="", show_default=False)] = (),
     profile: Annotated[Whole | None, Parameter(validator=Number(gte=1))] = None,
@@ -51,14 +53,15 @@ def train(
       smallgpt train --config my.toml --out runs/first
       smallgpt train demo --training.max-steps 20 --profile 3
       smallgpt train --resume runs/first
+      smallgpt train --resume s3://bucket/runs/first --out runs/first
       smallgpt train --init runs/first --data data/letters --training.lora-rank 8
 
     Args:
         preset: Settings that come with smallgpt.
         config: A TOML file with sections as below: [model], then n_layer = 6.
-        data: Data folder made by `smallgpt prepare`; several are mixed by weight: --data FOLDER=WEIGHT for each.
+        data: Data folder made by `smallgpt prepare`, or its URL; several are mixed by weight: --data FOLDER=WEIGHT for each.
         out: Run folder to make. Default: runs/ and the preset's or data folder's name, numbered when that is taken.
-        resume: Run to go on with; its settings are the base, and flags change them.
+        resume: Run to go on with, or the URL of its mirror; its settings are the base, and flags change them.
         init: Model to start from instead of random weights: a run, or a folder or file of another tool.
         track: Log to this tracker too; may be repeated.
         profile: Record so many steps, after three: a trace and a table of operations in RUN/profile.
@@ -68,7 +71,7 @@ def train(
         raise ConfigError("training.lora_rank adds to a model that knows something: name one with --init")
     place = None
     if "RANK" not in os.environ:  # before anything is loaded; of several processes the first one chooses it later
-        place = _run_folder(preset, resolved, out, resume), resume is not None
+        place = run_place(preset, resolved, out, resume)
 
     if profile is not None:  # the profiler reads it when torch is loaded, and else announces itself on stderr
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
@@ -79,14 +82,14 @@ def train(
     phases.end("imports")
     with joined_processes(resolved) as processes:
         first = processes.rank == 0
-        place = place or processes.of_first(_place(preset, resolved, out, resume) if first else (Path(), False))
-        return _train(resolved, *place, track, profile or 0, processes, phases)
+        place = place or processes.of_first(place_of_launch(preset, resolved, out, resume) if first else None)
+        assert place is not None, "the first process has chosen it"
+        return _train(resolved, place, track, profile or 0, processes, phases)
 
 
 def _train(
     config: RunConfig,
-    run: Path,
-    resumes: bool,
+    place: RunPlace,
     track: tuple[TrackerName, ...],
     profile: int,
     processes: "Processes",
@@ -101,15 +104,16 @@ def _train(
     from smallgpt.interfaces.signals import stop_signals
     from smallgpt.interfaces.starting import check_data, with_model_of
 
-    first = processes.rank == 0
+    first, run, resumes = processes.rank == 0, place.folder, place.resumes
     console = PatientConsole(quiet=not first)
+    if place.source is not None:
+        _fetch_run(place.source, run, console, processes)
+        phases.end("fetching the run")
     start = None if resumes else _start(config, console, processes)
     if start is not None:
         config = with_model_of(config, start)
         phases.end("model to start from")
-    folders = _data_folders(config, console, phases) if first else ()
-    processes.wait_for_first()
-    folders = processes.of_first(folders)
+    folders = _data_folders(config, console, phases, processes)
     vocab_size_given = start is not None or "vocab_size" in config.model.model_fields_set
     store = open_store(*folders)
     _ = store.tokenizer  # a wrong one is noticed now, and not by the first sample
@@ -157,10 +161,12 @@ def _start(config: RunConfig, console: Any, processes: "Processes") -> "OpenedMo
 
 
 def _layers(
-    preset: str | None, config: Path | None, resume: Path | None, flags: dict[str, Any]
+    preset: str | None, config: Path | None, resume: Path | str | None, flags: dict[str, Any]
 ) -> Iterator[settings.Layer]:
     if resume is not None and preset is not None:
-        raise ConfigError(f"--resume takes its settings from {resume}; leave the preset {preset!r} out")
+        raise ConfigError(
+            f"--resume takes its settings from {without_secrets(str(resume))}; leave the preset {preset!r} out"
+        )
     if resume is not None:
         yield settings.run_layer(resume)
     file = None if config is None else settings.file_layer(config)
@@ -173,57 +179,6 @@ def _layers(
     if file is not None:
         yield file
     yield settings.flag_layer(flags)
-
-
-def _run_folder(preset: str | None, config: RunConfig, out: Path | None, resume: Path | None) -> Path:
-    """Where the run lives. Raises ConfigError for a folder that is taken, before anything is computed."""
-    if resume is not None:
-        if out is not None:
-            raise ConfigError(f"--resume goes on in {resume}; leave --out {out} out")
-        return resume
-    if not config.data.folders and config.data.corpus is None:
-        presets = ", ".join(settings.preset_names())
-        raise ConfigError(
-            f"nothing to train on: name a preset ({presets}),\nor give --data FOLDER, made by `smallgpt prepare`"
-        )
-    if out is None:
-        return _first_free(Path("runs") / _name(preset, config))
-    if _is_taken(out):
-        resumable = any((out / "checkpoints").glob("step-*"))
-        how = f"`smallgpt train --resume {out}` goes on with it" if resumable else "it has no checkpoint to go on from"
-        raise ConfigError(f"{out} is there already; {how}.\nFor a new run choose another folder with --out.")
-    return out
-
-
-def _name(preset: str | None, config: RunConfig) -> str:
-    return preset or "-".join(folder.name for folder in config.data.folders) or str(config.data.corpus)
-
-
-def _place(preset: str | None, config: RunConfig, out: Path | None, resume: Path | None) -> tuple[Path, bool]:
-    """The run folder, and whether its run goes on: because that was asked for, or because torchrun started it again."""
-    from smallgpt.interfaces.launch import run_of_this_launch
-
-    if resume is None:
-        name = _name(preset, config)
-        again = run_of_this_launch([out] if out is not None else sorted(Path("runs").glob(f"{name}*")))
-        if again is not None:
-            return again, any((again / "checkpoints").glob("step-*"))
-    return _run_folder(preset, config, out, resume), resume is not None
-
-
-def _first_free(run: Path) -> Path:
-    """runs/demo, else runs/demo-2, runs/demo-3, ..."""
-    number = 1
-    while _is_taken(free := run if number == 1 else run.with_name(f"{run.name}-{number}")):
-        number += 1
-    return free
-
-
-def _is_taken(run: Path) -> bool:
-    """Is there anything to lose? What a run leaves that failed before its first line is not."""
-    if not run.exists():
-        return False
-    return not run.is_dir() or any(path.name not in ("lock", "config.toml", "tensorboard") for path in run.iterdir())
 
 
 def _data_flags(data: tuple[str, ...]) -> dict[str, Any]:
@@ -242,17 +197,37 @@ def _init_flags(init: str | None) -> dict[str, Any]:
     return {} if init is None else {"training__init": init}
 
 
-def _data_folders(config: RunConfig, console: Any, phases: "Phases") -> tuple[Path, ...]:
-    """The data folders of a configuration; that of a corpus is prepared when it is missing."""
-    if config.data.folders:
-        return config.data.folders
-    from smallgpt.interfaces.cli.preparing import corpus_folder, prepare_corpus
+def _fetch_run(url: str, run: Path, console: Any, processes: "Processes") -> None:
+    """The run at a URL as the run folder to go on in."""
+    from smallgpt.infrastructure.copies import fetch_run
+    from smallgpt.interfaces.cli.progress import shown
 
-    folder = corpus_folder(config.data)
-    if not folder.exists():
-        prepare_corpus(config.data, folder, console)
+    if processes.rank == 0:
+        with shown(console) as progress:
+            fetch_run(url, run, progress, lambda words: progress(0, None, words))
+    processes.wait_for_first()
+
+
+def _data_folders(config: RunConfig, console: Any, phases: "Phases", processes: "Processes") -> tuple[Path, ...]:
+    """The data folders of a configuration on this machine; that of a corpus is prepared when it is missing."""
+    from smallgpt.interfaces.cli.preparing import corpus_folder, prepare_corpus
+    from smallgpt.interfaces.cli.progress import shown
+    from smallgpt.interfaces.places import at_hand
+
+    places = config.data.folders or (corpus_folder(config.data),)
+    if processes.rank == 0 and not config.data.folders and not Path(places[0]).exists():
+        prepare_corpus(config.data, Path(places[0]), console)
         phases.end("preparing data")
-    return (folder,)
+    processes.wait_for_first()
+    if not any(isinstance(place, str) for place in places):
+        return processes.of_first(tuple(map(Path, places)))
+    with shown(
+        console
+    ) as progress:  # each machine has a cache of its own: one of its processes fetches, the others wait
+        folders = at_hand(places, progress)
+    phases.end("fetching data")
+    processes.wait_for_first()
+    return folders
 
 
 def _open_trackers(names: tuple[TrackerName, ...], run: Path, config: RunConfig) -> list[Any]:

@@ -21,7 +21,8 @@ def read_record(run: Path) -> RunRecord:
     events = [event for event in events if isinstance(event, dict) and {"event", "step"} <= event.keys()]
     started = [event["data"] for event in events if event["event"] == "start" and event.get("data")]
     folders = [Path(started[-1])] if started and not config.data.mixture else config.data.folders
-    return RunRecord(config, events, _manifest(folders) if folders else None)
+    here = [folder for folder in folders if isinstance(folder, Path)]  # the others are in a store
+    return RunRecord(config, events, _manifest(here) if here and len(here) == len(folders) else None)
 
 
 def run_of(path: Path) -> Path:
