@@ -46,9 +46,10 @@ class RunCheckpoints:
     def save(self, state: TrainingState) -> str:
         """Write the state; return the folder's path. Raises CheckpointError."""
         target = self.run.checkpoints_folder / f"step-{state.step:08d}"
+        self.run.check_held()
         self._clear_drafts()
         try:
-            with folder_written_whole(target) as folder:
+            with folder_written_whole(target, self.run.check_held) as folder:
                 weights, updates = split(state.weights)
                 save_file(_contiguous(weights), folder / "model.safetensors")
                 if updates:
@@ -74,6 +75,7 @@ class RunCheckpoints:
     def mark_best(self, step: int) -> None:
         """Remember the checkpoint of `step` as the best; it outlives `keep`. Raises CheckpointError."""
         path = self.run.checkpoints_folder / "best.json"
+        self.run.check_held()
         try:
             write_json(path, {"checkpoint": f"step-{step:08d}"})
         except OSError as error:

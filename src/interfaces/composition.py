@@ -18,6 +18,7 @@ from smallgpt.infrastructure import checkpoints, devices
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.infrastructure.token_store import TokenStore
 from smallgpt.infrastructure.trackers import JsonLines, Several
+from smallgpt.interfaces.launch import launch_name, patience
 from smallgpt.interfaces.machine import choose_machine
 from smallgpt.interfaces.memory import RunMemory, explaining_shortage, settle
 from smallgpt.interfaces.opening import OpenedModel
@@ -100,21 +101,21 @@ def train(
         warn(memory.warning)
     run = RunFolder(out)
     writes = processes.rank == 0
-    with run.lock() if writes else nullcontext():
+    with run.lock(launch_name(), patience(config)) if writes else nullcontext():
         saved = None
         if resume:
             check_resumable(run.config(), config)
-            saved = state_to_resume(run, config, warn)
-            if writes:
-                run.forget_after(saved.step)
+            saved = state_to_resume(run, config, warn, processes)
             phases.end("checkpoint")
+        if writes:
+            run.forget_after(saved.step if saved else -1)  # -1: of a round that ended before its first checkpoint
         if profile and config.training.max_minutes is None:
             from smallgpt.interfaces.profiling import check_length
 
             check_length(profile, (config.training.max_steps or DEFAULT_STEPS) - (saved.step if saved else 0))
         if writes:
             run.write_config(config)
-        sink = Several([JsonLines(run.metrics_file), *(trackers or [])] if writes else [])
+        sink = Several([JsonLines(run.metrics_file, run.check_held), *(trackers or [])] if writes else [])
         try:
             with explaining_shortage(config, machine, memory):
                 model = new_model(config, machine, saved, start)
@@ -230,6 +231,7 @@ def start_event(parts: RunParts, memory: RunMemory, peak: float, saved: Training
         "step": saved.step if saved else 0,
         "resumed_from": saved.step if saved else None,
         "device": str(machine.device),
+        "processes": parts.processes.count,
         "threads": int(machine.threads.value),
         "precision": machine.precision.value,
         "reasons": machine.reasons() | ({"micro_batch": memory.reason} if memory.reason else {}),

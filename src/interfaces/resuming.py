@@ -5,6 +5,7 @@ from typing import Any
 
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import CheckpointError, ConfigError
+from smallgpt.domain.processes import ALONE, Processes
 from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure import checkpoints
 from smallgpt.infrastructure.run_folder import RunFolder
@@ -64,11 +65,20 @@ def _fixed(config: RunConfig, section: str) -> dict[str, Any]:
     return values
 
 
-def state_to_resume(run: RunFolder, config: RunConfig, warn: Callable[[str], None]) -> TrainingState:
-    """The newest checkpoint that is whole; `warn` hears of those that are not. Raises CheckpointError, ConfigError."""
-    path, problems = checkpoints.newest_good(run)
-    for problem in problems:
-        warn(f"passed over a damaged checkpoint: {problem}")
+def state_to_resume(
+    run: RunFolder, config: RunConfig, warn: Callable[[str], None], processes: Processes = ALONE
+) -> TrainingState:
+    """The newest checkpoint that is whole; `warn` hears of those that are not. Raises CheckpointError, ConfigError.
+
+    The first process, which holds the run by now, chooses: shared storage shows the others an older list for a while.
+    """
+    path = run.path
+    if processes.rank == 0:
+        path, problems = checkpoints.newest_good(run)
+        for problem in problems:
+            warn(f"passed over a damaged checkpoint: {problem}")
+    processes.wait_for_first()
+    path = processes.of_first(path)
     saved = checkpoints.load_checkpoint(path)
     if config.training.max_steps is not None and config.training.max_steps < saved.step:
         raise ConfigError(
