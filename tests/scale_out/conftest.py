@@ -68,7 +68,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
     prepare = ["prepare", "text", "stories.txt", "--tokenizer", "bytes", "--out", "data"]
     trains = [
-        ["train", "--data", "data", "--out", f"runs/{name}", f"--training.max-steps={steps}", *TINY]
+        [
+            "train",
+            "--data",
+            "data",
+            "--out",
+            f"runs/{name}",
+            f"--training.max-steps={steps}",
+            "--checkpoint.keep=9",
+            *TINY,
+        ]
         for name, steps in LENGTHS.items()
     ]
     with pytest.MonkeyPatch.context() as patch:

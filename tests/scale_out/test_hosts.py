@@ -21,7 +21,7 @@ STORE = (
     "import sys, time; from torch.distributed import TCPStore; "
     "store = TCPStore(sys.argv[1], int(sys.argv[2]), is_master=True, wait_for_workers=False); time.sleep(600)"
 )
-QUICK = "last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3"
+QUICK = "last_call_timeout=6,keep_alive_interval=1,keep_alive_max_attempt=8"
 
 pytestmark = [pytest.mark.slow, needs_hosts]
 
@@ -101,12 +101,12 @@ def test_a_host_that_is_cut_off_is_done_without_and_taken_back(made: Path, tmp_p
         with ended([store, *launches]):
             until(stamp.exists)
             first.link("down")
-            until(lambda: worlds() == [2, 1])
+            until(lambda: worlds()[-1:] == [1] or all(launch.poll() is not None for launch in launches))
             first.link("up")
             codes = [launch.wait(PATIENCE) for launch in launches]
     told = [(tmp_path / host.address).read_text(errors="replace") for host in (first, second)]
     assert codes == [0, 0], "\n".join(told)
-    assert worlds() == [2, 1, 2]
+    assert worlds()[-3:] == [2, 1, 2]
     assert "smallgpt: the other processes were lost or took more than 8 s" in told[1]
     assert "resumed  from step 4" in told[1], "the newest checkpoint that was finished"
     assert "runs/cut-off was taken over by process" in told[0]
