@@ -71,8 +71,10 @@ def running(made: Path, request: pytest.FixtureRequest) -> Iterator[tuple["subpr
     run = RunFolder(made / "runs" / request.node.name)
     slow = {"FAULT": json.dumps({"rank": -1, "pace": 0.3}), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'typings'}"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", FAULTY]
+    longer = {"--training.max-steps": "900", "--checkpoint.every": "0"}
+    command += [word for word in words(run.path.name) if word.partition("=")[0] not in longer]
     with subprocess.Popen(
-        [*command, *words(run.path.name, "--training.max-steps=900", "--checkpoint.every=0")],
+        [*command, *(f"{flag}={value}" for flag, value in longer.items())],
         cwd=made,
         env={**os.environ, **slow},
         stdout=subprocess.PIPE,
