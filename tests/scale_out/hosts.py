@@ -15,7 +15,6 @@ import pytest
 from tests.scale_out.conftest import ROOT
 
 MEETING_POINT = "10.77.0.254"
-PORT = 29400
 
 needs_hosts = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None,

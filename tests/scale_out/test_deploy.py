@@ -39,7 +39,7 @@ def launcher_and_command(words: list[str]) -> tuple[Any, list[str]]:
     """torchrun's words as torchrun reads them, and those of `smallgpt` after it, as that reads them."""
     from torch.distributed.run import parse_args
 
-    given = parse_args(words)
+    given = parse_args(words)  # type: ignore[no-untyped-call]
     command = given.training_script_args
     assert (given.module, given.training_script, command[0]) == (True, "smallgpt", "train")
     _application("train").parse_args(command, print_error=False, exit_on_error=False)
