@@ -58,9 +58,10 @@ class RunCheckpoints:
     def save(self, state: TrainingState) -> None:
         """Write the state. Raises CheckpointError."""
         target = self._folder(state.step)
+        self.run.check_held()
         self._clear_drafts()
         try:
-            with folder_written_whole(target) as folder:
+            with folder_written_whole(target, self.run.check_held) as folder:
                 weights, updates = split(state.weights)
                 save_file(_contiguous(weights), folder / "model.safetensors")
                 if updates:
@@ -93,6 +94,7 @@ class RunCheckpoints:
     def mark_best(self, step: int) -> None:
         """Remember the checkpoint of `step` as the best; it outlives `keep`. Raises CheckpointError."""
         path = self.run.checkpoints_folder / "best.json"
+        self.run.check_held()
         try:
             write_json(path, {"checkpoint": self._folder(step).name})
         except OSError as error:

@@ -1,5 +1,6 @@
 """Processes that train together, as torchrun starts them: torch.distributed over gloo on CPUs and NCCL on GPUs."""
 
+import os
 import re
 import time
 import warnings
@@ -30,6 +31,7 @@ from torch.optim import Optimizer
 from smallgpt.domain.errors import HardwareError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.state import Held
+from smallgpt.infrastructure.launches import interface_to_first
 
 Value = TypeVar("Value")
 
@@ -37,6 +39,10 @@ CPU = torch.device("cpu")
 GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
 """Everything to the first process, and into host memory."""
 SPREAD = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+AT_ANOTHER_STORE = (
+    "torchrun may have sent it to another store than this one.\n"
+    "Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every host where hosts come and go (docs/scale-out-hosts.md)."
+)
 PREPARING = timedelta(days=1)
 """How long the others wait while the first prepares data: as long as it takes."""
 LOST = re.compile(
@@ -210,12 +216,14 @@ def _mean_in_bf16(_: object, bucket: GradBucket) -> torch.futures.Future[Tensor]
     return copied
 
 
-def _of_this_round(store: Store, rank: int, count: int) -> Store:
+def _of_this_round(store: Store, rank: int, count: int, seconds: float) -> Store:
     """The part of the launcher's store that this round of processes alone reads and writes.
 
     torchrun restarts processes with the store that the dead ones wrote their addresses into, and gloo would call those.
-    The first process names the round; another takes the name once the first has answered to the other's own.
+    The first process names the round; another takes the name once the first has answered to the other's own. Raises
+    HardwareError when it has not after so many seconds.
     """
+    end = time.monotonic() + seconds
     if rank == 0:
         name = uuid4().hex
         store.set("round", name)
@@ -228,6 +236,8 @@ def _of_this_round(store: Store, rank: int, count: int) -> Store:
         store.set(f"{name}/{rank}", own)
         if store.check([f"{name}/{own}"]):
             return PrefixStore(name, store)
+        if time.monotonic() > end:
+            raise HardwareError(f"process 0 did not answer within {seconds:g} s: {AT_ANOTHER_STORE}")
         time.sleep(0.02)
 
 
@@ -240,9 +250,12 @@ def process_group(device: torch.device, seconds: float) -> Iterator[None]:
     # of FSDP2, about blocks that return views: nothing here changes them in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    interface = interface_to_first()
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # or gloo takes that of the host's name: often loopback
     try:
         store, rank, count = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
-        store = _of_this_round(store, rank, count)
+        store = _of_this_round(store, rank, count, seconds)
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timedelta(seconds=seconds))
         yield
     except RuntimeError as error:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def folder_written_whole(target: Path) -> Iterator[Path]:
+def folder_written_whole(target: Path, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """Yield a folder beside `target` to fill; at the end it is synced and takes target's place, replacing what was there.
 
-    On an exception nothing is left and target is as it was.
+    On an exception, such as one of `check`, which is called last, nothing is left and target is as it was.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -54,12 +54,12 @@ def folder_written_whole(target: Path) -> Iterator[Path]:
     draft.mkdir()
     try:
         yield draft
-        take_place(draft, target, target.with_name(f".{target.name}.{os.getpid()}.old.tmp"))
+        take_place(draft, target, target.with_name(f".{target.name}.{os.getpid()}.old.tmp"), check)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def take_place(draft: Path, target: Path, aside: Path) -> None:
+def take_place(draft: Path, target: Path, aside: Path, check: Callable[[], None] = lambda: None) -> None:
     """Force a folder of files to the disk and put it where target is; what was there is moved aside and removed.
 
     On an exception target is as it was.
@@ -67,6 +67,7 @@ def take_place(draft: Path, target: Path, aside: Path) -> None:
     for path in draft.iterdir():
         sync(path)
     sync(draft)
+    check()
     if target.exists():
         target.rename(aside)
     try:

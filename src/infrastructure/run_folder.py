@@ -1,11 +1,9 @@
 """A run on disk: config.toml, metrics.jsonl, checkpoints/, report.html, and a lock held while it is written."""
 
-import fcntl
 import json
-import os
 import tomllib
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import tomli_w
 from pydantic import ValidationError
@@ -13,6 +11,7 @@ from pydantic import ValidationError
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import CheckpointError
 from smallgpt.infrastructure.files import write_atomically
+from smallgpt.infrastructure.run_lock import RunLock, holder_of
 
 
 class RunFolder:
@@ -20,6 +19,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._held: RunLock | None = None
 
     @property
     def config_file(self) -> Path:
@@ -63,6 +63,8 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop the events that a run resumed at `step` will write again."""
+        if not self.metrics_file.exists():
+            return
         again = {"validation", "sample", "end"}
         kept = [e for e in self.metrics() if e["step"] < step or (e["step"] == step and e["event"] not in again)]
         write_atomically(self.metrics_file, "".join(json.dumps(e) + "\n" for e in kept))
@@ -71,24 +73,19 @@ class RunFolder:
         """Checkpoint folders, oldest first; unfinished ones have other names."""
         return sorted(self.checkpoints_folder.glob("step-*"))
 
-    def lock(self) -> IO[str]:
-        """Hold the run for writing until the returned file is closed or this process ends, however it ends.
+    def lock(self, launch: str | None = None, patience: float = 0.0) -> RunLock:
+        """Hold the run for writing until the returned lock is closed or this process ends, however it ends. See RunLock.
 
         Raises CheckpointError when another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = (self.path / "lock").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise CheckpointError(
-                f"{self.path} is in use by {holder}. Wait for it, or train into another folder with --out."
-            ) from None
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
-        return file
+        self._held = RunLock(self.path, launch, patience)
+        return self._held
+
+    def check_held(self) -> None:
+        """Raises CheckpointError when a later round of the launch that holds the run has taken it over."""
+        if self._held is not None:
+            self._held.check()
+
+    def launch(self) -> str:
+        """The launch that wrote here last; "" where none did."""
+        return holder_of(self.path)[2]

@@ -55,6 +55,7 @@ class ShardedCheckpoints(RunCheckpoints):
         draft = target.with_name(f".{target.name}.tmp")
         try:
             if first:
+                self.run.check_held()
                 self._clear_drafts()
                 draft.mkdir(parents=True)
             self.processes.wait_for_first()
@@ -64,7 +65,7 @@ class ShardedCheckpoints(RunCheckpoints):
             if first:
                 self._write_facts(draft, state)
                 write_manifest(draft, files)
-                take_place(draft, target, target.with_name(f".{target.name}.old.tmp"))
+                take_place(draft, target, target.with_name(f".{target.name}.old.tmp"), self.run.check_held)
         except OSError as error:
             raise self._not_written(target, error) from None
         except CheckpointException as error:

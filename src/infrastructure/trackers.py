@@ -12,10 +12,12 @@ from smallgpt.domain.errors import ConfigError
 class JsonLines:
     """Appends each event to metrics.jsonl, flushed, so that a reader follows the run; JSON has no nan, so it becomes null."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+        """`check` is called before each event, and raises where nothing may be written any more."""
+        self.file, self.check = path.open("a", encoding="utf-8"), check
 
     def log(self, event: dict[str, Any]) -> None:
+        self.check()
         finite = {
             key: None if isinstance(value, float) and not isfinite(value) else value for key, value in event.items()
         }

@@ -20,6 +20,7 @@ from smallgpt.infrastructure.mirror import Mirror
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.infrastructure.token_store import TokenStore
 from smallgpt.infrastructure.trackers import JsonLines, Several
+from smallgpt.interfaces.launch import launch_name, patience
 from smallgpt.interfaces.machine import choose_machine
 from smallgpt.interfaces.memory import RunMemory, explaining_shortage, settle
 from smallgpt.interfaces.opening import OpenedModel
@@ -111,14 +112,14 @@ def train(
         warn(memory.warning)
     run = RunFolder(out)
     writes = processes.rank == 0
-    with run.lock() if writes else nullcontext():
+    with run.lock(launch_name(), patience(config)) if writes else nullcontext():
         found = None
         if resume:
             check_resumable(run.config(), config)
             found = resumed(run, config, warn, processes)
-            if writes:
-                run.forget_after(found.state.step)
             phases.end("checkpoint")
+        if writes:
+            run.forget_after(found.state.step if found else -1)  # -1: of a round that ended before its first checkpoint
         if profile and config.training.max_minutes is None:
             from smallgpt.interfaces.profiling import check_length
 
@@ -126,7 +127,7 @@ def train(
         mirror = Mirror(run, config.checkpoint.mirror, warn) if writes and config.checkpoint.mirror else None
         if writes:
             run.write_config(config)
-        sink = Several([JsonLines(run.metrics_file), *(trackers or [])] if writes else [])
+        sink = Several([JsonLines(run.metrics_file, run.check_held), *(trackers or [])] if writes else [])
         try:
             with explaining_shortage(config, machine, memory):
                 model = new_model(config, machine, start)
@@ -257,6 +258,7 @@ def start_event(parts: RunParts, memory: RunMemory, peak: float, saved: Training
         "step": saved.step if saved else 0,
         "resumed_from": saved.step if saved else None,
         "device": str(machine.device),
+        "processes": parts.processes.count,
         "threads": int(machine.threads.value),
         "precision": machine.precision.value,
         "reasons": machine.reasons() | memory.reasons(),

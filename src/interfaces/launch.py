@@ -1,4 +1,4 @@
-"""A run of several processes: joined, agreed on the configuration, and found again after a restart."""
+"""A launch of several processes: joined, agreed on the configuration, and its run found again after a restart."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,13 +10,12 @@ from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import ConfigError
 from smallgpt.domain.processes import ALONE, Processes
 from smallgpt.infrastructure import devices
-from smallgpt.infrastructure.files import write_atomically
 from smallgpt.infrastructure.launches import launched, local_device
+from smallgpt.infrastructure.run_folder import RunFolder
 
-LAUNCH = "launch"
-"""The file of a run folder that names the launch which made it."""
 OWN = {"training.device", "training.threads"}
 """Settings that may differ between processes: what each computes with."""
+GIVING_UP = 30.0  # seconds: for the rest of a step, or of a checkpoint
 
 
 @contextmanager
@@ -61,26 +60,25 @@ def _flat(config: RunConfig) -> dict[str, Any]:
 
 
 def run_of_this_launch(folders: Sequence[Path]) -> Path | None:
-    """The one of these run folders that an earlier round of this launch made: torchrun restarts the same command."""
-    launch = _launch_id()
-    return next((folder for folder in folders if launch is not None and _read(folder / LAUNCH) == launch), None)
+    """The one of these run folders that an earlier round of this launch made: torchrun restarts the same command.
+
+    Raises ConfigError for a launch that will be restarted and has no name to be known by.
+    """
+    launch = launch_name()
+    if launch is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
+        raise ConfigError(
+            "torchrun is to restart this launch, which has no name, so that its run could not be found again.\n"
+            "Name it with --rdzv-id NAME, on every host the same."
+        )
+    return next((folder for folder in folders if launch is not None and RunFolder(folder).launch() == launch), None)
 
 
-def remember_launch(run: Path) -> None:
-    """Name this launch in the run folder, so that a restart of it goes on there."""
-    launch = _launch_id()
-    if launch is not None:
-        run.mkdir(parents=True, exist_ok=True)
-        write_atomically(run / LAUNCH, launch)
-
-
-def _launch_id() -> str | None:
+def launch_name() -> str | None:
+    """What torchrun calls this launch (--rdzv-id); None for a launch without a name, and for no launch."""
     launch = os.environ.get("TORCHELASTIC_RUN_ID")
     return None if launch in (None, "none") else launch
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return None
+def patience(config: RunConfig) -> float:
+    """Seconds within which a process that was cut off gives up waiting for the others, and then its run."""
+    return config.training.process_timeout + GIVING_UP

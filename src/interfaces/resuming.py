@@ -88,11 +88,12 @@ class Resumed:
 
 
 def resumed(run: RunFolder, config: RunConfig, warn: Callable[[str], None], processes: Processes) -> Resumed:
-    """The newest checkpoint that is whole; `warn` hears of those that are not. The first process reads it for all.
+    """The newest checkpoint that is whole; `warn` hears of those that are not. Raises CheckpointError, ConfigError.
 
-    Raises CheckpointError, ConfigError.
+    The first process, which holds the run by now, chooses and reads: shared storage shows others an older list for a while.
     """
     found = _newest(run, config, warn) if processes.rank == 0 else None
+    processes.wait_for_first()  # however long its waiting for the run, and its reading, takes
     known = processes.of_first(found and replace(found, state=replace(found.state, weights={}, optimizer={})))
     assert known is not None, "or the first process has raised"
     return found or known

@@ -1,5 +1,6 @@
-"""The first Ctrl-C, SIGTERM or hang-up asks a run to save and stop; the second ends it at once."""
+"""The first Ctrl-C, SIGTERM or hang-up asks a run to save and stop; the second ends it at once, or its launcher does."""
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,13 @@ class StopRequest:
     """The signal that asked, if one did."""
 
     signal: int | None = None
+    launcher: int | None = None
+    """The process that started this one and would pass on a signal. When it is gone, nobody will: that is a hang-up."""
 
     def __call__(self) -> bool:
         """Has anybody asked?"""
+        if self.launcher is not None and os.getppid() != self.launcher:
+            self.signal = self.signal or signal.SIGHUP
         return self.signal is not None
 
     @property
@@ -24,9 +29,13 @@ class StopRequest:
 
 
 @contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """Within it SIGINT, SIGTERM and SIGHUP are noted instead of obeyed; after the first, the next does what it did before."""
-    request = StopRequest()
+def stop_signals(*, launched: bool = False) -> Iterator[StopRequest]:
+    """Within it SIGINT, SIGTERM and SIGHUP are noted instead of obeyed; after the first, the next does what it did before.
+
+    In a process that a launcher started the next ones change nothing: a batch system signals every process, and the
+    launcher, being one, passes the signal on once more. The launcher also kills what takes too long.
+    """
+    request = StopRequest(launcher=os.getppid() if launched else None)
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def obey_again() -> None:
@@ -35,7 +44,8 @@ def stop_signals() -> Iterator[StopRequest]:
 
     def note(number: int, _: FrameType | None) -> None:
         request.signal = number
-        obey_again()
+        if not launched:
+            obey_again()
 
     for number in former:
         signal.signal(number, note)

@@ -10,7 +10,8 @@ from smallgpt.domain.errors import ConfigError
 from smallgpt.domain.processes import ALONE
 from smallgpt.infrastructure.devices import choose_threads
 from smallgpt.infrastructure.launches import local_device
-from smallgpt.interfaces.launch import joined_processes, remember_launch, run_of_this_launch
+from smallgpt.infrastructure.run_folder import RunFolder
+from smallgpt.interfaces.launch import joined_processes, launch_name, run_of_this_launch
 
 
 def test_without_a_launcher_a_process_is_alone() -> None:
@@ -50,7 +51,10 @@ def test_a_restart_finds_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for launch, run in zip(("first", "second"), runs, strict=True):
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch)
         assert run_of_this_launch(runs) is None
-        remember_launch(run)
+        RunFolder(run).lock(launch_name()).close()
         assert run_of_this_launch(runs) == run
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # as torchrun says where it restarts nothing
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # as torchrun says without --rdzv-id
     assert run_of_this_launch(runs) is None
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(ConfigError, match="--rdzv-id NAME"):
+        run_of_this_launch(runs)

@@ -41,3 +41,19 @@ def test_the_second_signal_ends_the_process_at_once(second: signal.Signals) -> N
     )
     assert done.stdout == "asked\n"
     assert done.returncode == -second
+
+
+def test_in_a_launch_the_launcher_alone_ends_it_at_once() -> None:
+    with stop_signals(launched=True) as stop:
+        for number in BOTH:  # as a batch system and the launcher that it signals too
+            os.kill(os.getpid(), number)
+        assert stop()
+
+
+def test_a_process_whose_launcher_is_gone_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stop_signals() as alone, stop_signals(launched=True) as launched:
+        assert not launched()
+        monkeypatch.setattr("os.getppid", lambda: 1)
+        assert not alone()
+        assert launched()
+        assert launched.exit_code == 128 + signal.SIGHUP

@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from smallgpt.interfaces.cli import main
+from tests.scale_out.small_run import LENGTHS, TINY
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0  # seconds
@@ -20,6 +24,8 @@ class Launched:
     code: int
     out: str
     err: str
+    ended: float
+    """When, by time.time()."""
 
 
 Launch = Callable[..., Launched]
@@ -49,6 +55,35 @@ def launch() -> Launch:
             text=True,
             timeout=PATIENCE,
         )
-        return Launched(done.returncode, done.stdout, done.stderr)
+        return Launched(done.returncode, done.stdout, done.stderr, time.time())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data/ of bytes, and in runs/ those of one process."""
+    folder = tmp_path_factory.mktemp("made")
+    stories = [f"Once Mia had {n} hats and a dog, and {n % 7} kites." for n in range(200)]
+    (folder / "stories.txt").write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
+    prepare = ["prepare", "text", "stories.txt", "--tokenizer", "bytes", "--out", "data"]
+    trains = [
+        [
+            "train",
+            "--data",
+            "data",
+            "--out",
+            f"runs/{name}",
+            f"--training.max-steps={steps}",
+            "--checkpoint.keep=9",
+            *TINY,
+        ]
+        for name, steps in LENGTHS.items()
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for words in (prepare, *trains):
+            with pytest.raises(SystemExit) as left:
+                main(words)
+            assert left.value.code == 0
+    return folder

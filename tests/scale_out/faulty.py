@@ -1,7 +1,9 @@
 """`smallgpt`, in one process of which something goes wrong: started by torchrun, with the fault in FAULT as JSON.
 
-{"rank", "step", "where": forward | all-reduce | evaluate | save, "how": kill | raise | hang | nan | terminate}; or
-{"rank", "words"}: that process gets these words besides.
+{"rank", "step", "where": forward | all-reduce | evaluate | save, "how": kill | raise | hang | nan | terminate | outlast}; or
+{"rank", "words"}: that process gets these words besides. With {"stamp": FILE} it writes the time there when it fails, and
+with {"pace": SECONDS} every process takes that much longer for a step. A process that outlasts is at it until its run has
+been taken over by another.
 """
 
 import json
@@ -9,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from smallgpt.application import training
 from smallgpt.application.step import Stepper
 from smallgpt.domain.gpt import GPT
 from smallgpt.infrastructure.distributed import ProcessGroup
+from smallgpt.infrastructure.run_lock import holder_of
 from smallgpt.interfaces.cli import main
 
 FAULT: dict[str, Any] = json.loads(os.environ["FAULT"])
@@ -24,6 +28,8 @@ STEP = [-1]
 
 
 def fail(model: GPT | None = None) -> None:
+    if "stamp" in FAULT:
+        Path(FAULT["stamp"]).write_text(str(time.time()))
     match FAULT["how"]:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -31,6 +37,11 @@ def fail(model: GPT | None = None) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         case "hang":
             time.sleep(600)
+        case "outlast":
+            run = Path(sys.argv[sys.argv.index("--out") + 1])
+            before = holder_of(run)
+            while holder_of(run) == before:
+                time.sleep(0.05)
         case "raise":
             raise ZeroDivisionError("only here")
         case "nan":
@@ -57,11 +68,13 @@ def count_steps() -> None:
 
     def start(self: Stepper, step: int, batches: Any) -> Any:
         STEP[0] = step
+        time.sleep(FAULT.get("pace", 0))
         return usual(self, step, batches)
 
     Stepper.start = start  # type: ignore[method-assign]
 
 
+count_steps()
 mine = int(os.environ["RANK"]) == FAULT["rank"] and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 if mine and "words" in FAULT:
     sys.argv += FAULT["words"]
@@ -73,5 +86,4 @@ elif mine:
         "save": (training.Loop, "_save"),
     }
     at(*places[FAULT["where"]])
-    count_steps()
 main()

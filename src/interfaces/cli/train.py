@@ -96,10 +96,10 @@ def _train(
     phases: "Phases",
 ) -> int:
     """The run itself, in each of its processes; the first one prepares data, and shows it."""
+    from smallgpt.infrastructure.launches import launched
     from smallgpt.infrastructure.token_store import open_store
     from smallgpt.interfaces import composition
     from smallgpt.interfaces.cli.display import Display, PatientConsole
-    from smallgpt.interfaces.launch import remember_launch
     from smallgpt.interfaces.resuming import check_same_data
     from smallgpt.interfaces.signals import stop_signals
     from smallgpt.interfaces.starting import check_data, with_model_of
@@ -123,12 +123,10 @@ def _train(
         check_data(store, start, str(config.training.init))
     config = composition.resolve(config, store, vocab_size_given=vocab_size_given)
     phases.end("data")
-    if first:
-        remember_launch(run)
     trackers = _open_trackers(track, run, config) if first else []
     if track:
         phases.end("trackers")
-    with Display(console) as display, stop_signals() as stop:
+    with Display(console) as display, stop_signals(launched=launched() is not None) as stop:
         outcome = composition.train(
             config,
             store,
