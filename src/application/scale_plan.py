@@ -32,7 +32,7 @@ class Machine:
     flops: float
     """Of one GPU in bf16, a second, by its data sheet."""
     bandwidth: float
-    """Bytes a second, one way, over the slowest link of the ring: NVLink within a host, all network cards of a host together."""
+    """Bytes a second, one way, over the slowest link of the ring: NVLink, or all network cards of a host together."""
     mfu: float
     """The share of `flops` that training is assumed to reach while it does not wait."""
 
@@ -89,7 +89,7 @@ def activations(config: GPTConfig, sequences: int, *, recomputed: bool = False) 
     """Bytes kept for the backward pass of so many sequences.
 
     34 bytes a token, channel and block (arXiv 2205.05198, equation 2 without the attention matrix, which fused attention
-    does not keep); recomputed blocks keep their residual and delta, and one block is there whole. The fused loss makes no logits.
+    does not keep); recomputed blocks keep their residual and delta, and one is there whole. The fused loss makes no logits.
     """
     U = sequences * config.block_size * config.n_embd
     return 6.0 * U * config.n_layer + 34.0 * U if recomputed else 34.0 * U * config.n_layer
@@ -207,7 +207,7 @@ def row(config: RunConfig, machine: Machine, way: Way) -> Row:
     return Row(
         w, way, micro, passes, memory, sent.all, compute, waits,
         settings.batch_size * model.block_size / (compute + waits),
-        _verdict(config, machine, way, memory, waits / (compute + waits)),
+        _verdict(config, machine, way, passes, memory, waits / (compute + waits)),
     )  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def rows(config: RunConfig, machines: list[Machine]) -> Iterator[Row]:
             yield row(config, machine, way)
 
 
-def _verdict(config: RunConfig, machine: Machine, way: Way, memory: float, waits: float) -> str:
+def _verdict(config: RunConfig, machine: Machine, way: Way, passes: int, memory: float, waits: float) -> str:
     """What stands against it, in a few words; "fits" where nothing does."""
     room = USABLE * machine.memory
     if config.training.batch_size < machine.gpus:
@@ -230,7 +230,9 @@ def _verdict(config: RunConfig, machine: Machine, way: Way, memory: float, waits
     if memory > room:
         return "smaller micro-batch, or activation checkpointing"
     if waits > WAITS:
-        return f"waits {waits:.0%} of the time: more sequences a GPU"
+        if way == "fsdp2" and passes > 1:
+            return "waits for others: larger micro-batch"
+        return "waits for others: larger batch or bf16 reduce"
     return "fits"
 
 
@@ -241,7 +243,7 @@ def least(model: GPTConfig, way: Way, w: int | None = None) -> float:
 
 
 def largest(model: GPTConfig, machine: Machine, way: Way) -> GPTConfig | None:
-    """The largest model of this one's shape, width and depth grown alike, whose `least` fits; None when not even one head does."""
+    """The largest model of this one's shape, width and depth grown alike, whose `least` fits; None: not even one head does."""
     heads = 0
     step = 2**20
     while step:

@@ -13,6 +13,7 @@ The last two are `smallgpt train` as it stands, in turns; bytes and time need ro
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -42,7 +43,7 @@ PARTS = ("bytes", "time", "scaling", "launcher")
 SMALL = {"block_size": 128, "vocab_size": 2048, "n_layer": 4, "n_head": 4, "n_embd": 256, "dropout": 0.0}
 TINY = {"block_size": 32, "vocab_size": 512, "n_layer": 2, "n_head": 2, "n_embd": 64, "dropout": 0.0}
 SEED = {**SMALL, "vocab_size": 50304}
-RATES = (None, 1e9, 1e8)  # bits a second
+RATES = (None, 1e9, 2e8)  # bits a second
 PORT = "29510"
 
 
@@ -52,13 +53,23 @@ def together(what: str, settings: dict[str, Any], names: list[str]) -> list[list
         places = [Path(folder, f"{rank}.json") for rank in range(len(names))]
         started = []
         for rank, (name, place) in enumerate(zip(names, places, strict=True)):
-            own = {"RANK": str(rank), "WORLD_SIZE": str(len(names)), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-            own |= {"MASTER_ADDR": network_hosts.address(0), "MASTER_PORT": PORT, "GLOO_SOCKET_IFNAME": network_hosts.CARD}
+            own = {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(len(names)),
+                "OMP_NUM_THREADS": "1",
+                "OMP_WAIT_POLICY": "passive",
+            }
+            own |= {
+                "MASTER_ADDR": network_hosts.address(0),
+                "MASTER_PORT": PORT,
+                "GLOO_SOCKET_IFNAME": network_hosts.CARD,
+            }
             own["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # hosts have no names, and torch remarks on it
             words = ["ip", "netns", "exec", name, sys.executable, str(WORKER), what, str(place), json.dumps(settings)]
             started.append(subprocess.Popen(words, env=os.environ | own))
         try:
-            if any([process.wait(timeout=600) for process in started]):
+            codes = [process.wait(timeout=600) for process in started]
+            if any(codes):
                 raise SystemExit("a process of the measurement failed; its own words are above")
         finally:
             for process in started:
@@ -67,7 +78,7 @@ def together(what: str, settings: dict[str, Any], names: list[str]) -> list[list
 
 
 def bytes_sent(tiny: bool, counts: tuple[int, ...] = (2, 4)) -> Iterator[dict[str, Any]]:
-    """Measured and counted; gloo's reduce-scatter is an all-reduce of which each keeps its part, so it sends twice the ring's."""
+    """Measured and counted; gloo's reduce-scatter is an all-reduce of which each keeps its part: twice the ring's bytes."""
     model = TINY if tiny else SMALL
     sizes = parameters(GPTConfig.model_validate(model))
     for w in counts:
@@ -103,10 +114,10 @@ def _bytes_row(w: int, what: str, sent: float, ring: float, gloo: float | None) 
 
 
 def step_times(tiny: bool) -> Iterator[dict[str, Any]]:
-    """Two hosts: measured, and from computing alone and the bytes that gloo sends: all of it waited for, or hidden where it can be."""
+    """Two hosts: measured, and computing alone plus the bytes that gloo sends: all waited for, or hidden where they can be."""
     model = TINY if tiny else SMALL
     sizes = parameters(GPTConfig.model_validate(model))
-    settings = {"model": model, "batch_size": 8 if tiny else 32, "rounds": 2 if tiny else 5}
+    settings = {"model": model, "batch_size": 8, "rounds": 2 if tiny else 4}
     for rate in RATES:
         with network_hosts.hosts(2) as names:
             for name in names if rate is not None else ():
@@ -146,7 +157,9 @@ class Trainer:
         self.data = folder / "data"
         if not self.data.exists():
             text = folder / "text.txt"
-            text.write_text("\n<|endoftext|>\n".join(f"Day {day}: it rained, and the dog slept." for day in range(2000)))
+            text.write_text(
+                "\n<|endoftext|>\n".join(f"Day {day}: it rained, and the dog slept." for day in range(2000))
+            )
             self._run("smallgpt", "prepare", "text", str(text), "--tokenizer", "bytes", "--out", str(self.data))
 
     def __call__(self, processes: int, *, launcher: bool = True) -> tuple[float, float]:
@@ -180,14 +193,14 @@ class Trainer:
 
 def scaling(tiny: bool) -> Iterator[dict[str, Any]]:
     """Tokens a second by the number of processes, in turns; the ratio is to one process with all cores."""
-    models = {"TinyStories on a CPU": (SMALL, 16), "seed": (SEED, 16)}
+    models = {"small": (SMALL, 16, 3), "seed": (SEED, 16, 2)}
     if tiny:
-        models = {"tiny": (TINY, 8)}
-    for name, (model, batch_size) in models.items():
+        models = {"tiny": (TINY, 8, 1)}
+    for name, (model, batch_size, rounds) in models.items():
         with tempfile.TemporaryDirectory() as folder:
-            trainer = Trainer(Path(folder), model, batch_size, steps=4 if tiny else 10)
+            trainer = Trainer(Path(folder), model, batch_size, steps=4 if tiny else 8)
             found: dict[int, list[float]] = {1: [], 2: [], 4: []}
-            for _ in range(1 if tiny else 3):
+            for _ in range(rounds):
                 for processes, rates in found.items():
                     rates.append(trainer(processes, launcher=processes > 1)[0])
         for processes, rates in found.items():
@@ -232,6 +245,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the JSON")
     parser.add_argument("--plot", type=Path, help="file for a picture of bytes, times and scaling")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the hosts are taken down on the way
     parts = (given.only,) if given.only else PARTS
     reason = network_hosts.missing() if {"bytes", "time"} & {*parts} else None
     if reason is not None:

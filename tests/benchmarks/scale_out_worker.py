@@ -11,6 +11,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +63,24 @@ def sent_bytes() -> int:
     return sum(int(counts.split()[8]) for name, counts in lines if name.strip() != "lo")
 
 
-def measured(work: Callable[[], object]) -> tuple[int, float]:
-    """Bytes that this host sends meanwhile, and seconds. All begin and end together."""
+@dataclass
+class Spent:
+    """What this host did between two moments at which all were there."""
+
+    n_bytes: int = 0
+    seconds: float = 0.0
+
+
+@contextmanager
+def measured() -> Iterator[Spent]:
+    """Bytes that this host's card sends inside, and seconds, filled in at the end. All begin and end together."""
+    spent = Spent()
     dist.barrier()
     before, began = sent_bytes(), time.perf_counter()
-    work()
-    seconds = time.perf_counter() - began
+    yield spent
+    spent.seconds = time.perf_counter() - began
     dist.barrier()
-    return sent_bytes() - before, seconds
+    spent.n_bytes = sent_bytes() - before
 
 
 def stepper(settings: dict[str, Any], way: str, reduce: str, passes: int) -> Stepper:
@@ -93,13 +105,19 @@ def bytes_of_steps(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
         batches = RandomBatches(one.config.model)
         for warm_up in range(2):  # DDP orders its buckets anew after the first
             one(warm_up, batches)
-        n_bytes, _ = measured(lambda: [one(step, batches) for step in range(2, 2 + steps)])
-        found = {"parallel": way, "reduce": reduce, "passes": passes, "sent": n_bytes / steps}
+        with measured() as training:
+            for step in range(2, 2 + steps):
+                one(step, batches)
+        found = {"parallel": way, "reduce": reduce, "passes": passes, "sent": training.n_bytes / steps}
         if (reduce, passes) == ("fp32", 1):
             blocks = [batches.rows(0, range(2))] * one.processes.count
-            found["evaluation"] = measured(lambda: evaluate(one.model, blocks, 1, processes=one.processes))[0]
-            weights = [parameter.detach() for parameter in one.model.parameters()]
-            found["checkpoint"] = measured(lambda: (one.tensors(), [one.processes.whole(each) for each in weights]))[0]
+            with measured() as evaluating:
+                evaluate(one.model, blocks, 1, processes=one.processes)
+            with measured() as saving:
+                one.tensors()
+                for parameter in one.model.parameters():
+                    one.processes.whole(parameter.detach())
+            found |= {"evaluation": evaluating.n_bytes, "checkpoint": saving.n_bytes}
         yield found
 
 
@@ -107,8 +125,10 @@ def bytes_of_collectives(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Of each collective on a tensor of 4 MiB."""
     x = torch.zeros(2**20)
     for name, call in COLLECTIVES.items():
-        n_bytes, _ = measured(lambda: [call(x, dist.get_world_size()) for _ in range(settings["steps"])])
-        yield {"collective": name, "sent": n_bytes / settings["steps"], "tensor": 4 * len(x)}
+        with measured() as spent:
+            for _ in range(settings["steps"]):
+                call(x, dist.get_world_size())
+        yield {"collective": name, "sent": spent.n_bytes / settings["steps"], "tensor": 4 * len(x)}
 
 
 def seconds_of_steps(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -117,13 +137,13 @@ def seconds_of_steps(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
     steppers = [stepper(settings, *case) for case in cases]
     batches = RandomBatches(steppers[0].config.model)
     times: list[list[float]] = [[] for _ in cases]
-    sent = [0.0] * len(cases)
     for step in range(settings["rounds"] + 2):
         for number, one in enumerate(steppers):
-            sent[number], seconds = measured(lambda: one(step, batches))
-            times[number].append(seconds)
-    for (way, reduce, _), seconds, n_bytes in zip(cases, times, sent, strict=True):
-        yield {"parallel": way, "reduce": reduce, "seconds": seconds[2:], "sent": n_bytes}
+            with measured() as spent:
+                one(step, batches)
+            times[number].append(spent.seconds)
+    for (way, reduce, _), seconds in zip(cases, times, strict=True):
+        yield {"parallel": way, "reduce": reduce, "seconds": seconds[2:]}
 
 
 def main() -> None:

@@ -131,7 +131,9 @@ def _show(run: RunConfig, machine: Machine, plans: list[Row], grown: Grown) -> N
         f"used, {machine.bandwidth / GB:g} GB/s to the next"
     )
     say("state    fp32 weights, gradients and AdamW's moments; products in bf16")
-    table = Table("GPUs", "way", "micro-batch", "memory", "sent a step", "step", "waiting", "tokens/s", "tokens/day", "")
+    table = Table(
+        "GPUs", "way", "micro-batch", "memory", "sent a step", "step", "waiting", "tokens/s", "tokens/day", ""
+    )
     for row in plans:
         table.add_row(
             f"{row.gpus:,}",
@@ -147,8 +149,10 @@ def _show(run: RunConfig, machine: Machine, plans: list[Row], grown: Grown) -> N
         )
     console.print(table)
     for gpus, ways in grown.items():
-        found = ", ".join(f"{way} {_size(model)}" for way, model in ways.items() if gpus > 1 or way == "ddp")
-        say(f"largest  on {gpus:,}: {found}")
+        found = ", ".join(
+            f"{way if gpus > 1 else 'alone'} {_size(model)}" for way, model in ways.items() if gpus > 1 or way == "ddp"
+        )
+        say(f"largest  on {gpus:,}, one sequence at a time, blocks recomputed: {found}")
 
 
 def _size(model: GPTConfig | None) -> str:
