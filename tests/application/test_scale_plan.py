@@ -1,6 +1,8 @@
 """The arithmetic of several processes: against real models, a ring that moves chunks, and what must hold between its parts."""
 
 import random
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -30,8 +32,8 @@ SIZES = parameters(GPT2)
 H100 = {"memory": 80e9, "flops": 989e12, "bandwidth": 450e9, "mfu": 0.4}
 
 
-def run_of(model: GPTConfig = GPT2, **training: object) -> RunConfig:
-    return RunConfig.model_validate({"model": model.model_dump(), "training": {"batch_size": 512, **training}})
+def run_of(**training: Any) -> RunConfig:
+    return RunConfig.model_validate({"model": GPT2.model_dump(), "training": {"batch_size": 512, **training}})
 
 
 @pytest.mark.parametrize("model", [GPTConfig(), GPT2, GPTConfig(bias=False, n_layer=1, vocab_size=61, block_size=7)])
@@ -82,9 +84,10 @@ def test_bytes_are_those_of_a_ring_that_moves_them(w: int) -> None:
     sizes = parameters(SMALL)
     outside, blocks = sizes.outside, sizes.blocks
     assert outside % w == blocks % w == 0
-    both = lambda n: ring(n, w, reduce=True, gather=True)  # noqa: E731
-    gathers = lambda n: ring(n, w, reduce=False, gather=True)  # noqa: E731
-    reduces = lambda n: ring(n, w, reduce=True, gather=False)  # noqa: E731
+    both, gathers, reduces = (
+        partial(ring, w=w, reduce=reduce, gather=gather)
+        for reduce, gather in ((True, True), (False, True), (True, False))
+    )
     assert both(outside + blocks) == [traffic(sizes, "ddp", w).all] * w
     one_pass = [a + 2 * b for a, b in zip(gathers(outside), gathers(blocks), strict=True)]
     for passes in (1, 3):
@@ -158,7 +161,7 @@ def test_an_uneven_share_waits_for_the_longest() -> None:
     ],
 )
 def test_the_verdict_names_what_stands_against_it(
-    training: dict[str, object], machine: dict[str, float], way: Way, words: str
+    training: dict[str, Any], machine: dict[str, float], way: Way, words: str
 ) -> None:
     described = {"gpus": 8, **H100, **machine}
     found = row(run_of(**training), Machine(gpus=int(described.pop("gpus")), **described), way)

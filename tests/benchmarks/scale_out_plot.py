@@ -11,7 +11,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     """Write the picture; a part that was not measured is left out."""
     from matplotlib.figure import Figure
 
-    parts = [
+    parts: list[tuple[str, str, str | None, str]] = [
         ("megabytes a process and step", "sent_megabytes", "gloo_megabytes", "hosts"),
         ("seconds of a step between two hosts", "step_seconds", "added_seconds", "link"),
         ("tokens/s, ÷ one process with all cores", "ratio", None, "processes"),
@@ -22,7 +22,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes = figure.subplots(len(found), squeeze=False, height_ratios=[len(own) + 2 for _, own in found])[:, 0]
     for (part, own), ax in zip(found, axes, strict=True):
         title, measured, counted, group = part
-        own = [row for row in own if measured != "sent_megabytes" or row[counted] is not None]
+        own = [row for row in own if row.get("gloo_megabytes", 0) is not None]  # steps, and not what else was counted
         names = [f"{row.get('what', row.get('model'))}, {row[group]} {group if group != 'link' else ''}" for row in own]
         ax.barh(range(len(own)), [row[measured] for row in own], height=0.6, label="measured", color="C0")
         if counted is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,6 @@ from smallgpt.domain.processes import ALONE
 from smallgpt.infrastructure.distributed import Replicas, Shards, process_group
 
 CPU = torch.device("cpu")
-WAYS = {"ddp": Replicas, "fsdp2": Shards}
 CASES = [
     ("ddp", "fp32", 1),
     ("ddp", "bf16", 1),
@@ -93,7 +92,8 @@ def stepper(settings: dict[str, Any], way: str, reduce: str, passes: int) -> Ste
     model = GPT(config.model)
     if way == "alone":
         return Stepper(model, config, 1000, processes=ALONE)
-    processes = WAYS[way](CPU, "bf16" if reduce == "bf16" else "fp32")
+    precision: Literal["fp32", "bf16"] = "bf16" if reduce == "bf16" else "fp32"
+    processes = Replicas(CPU, precision) if way == "ddp" else Shards(CPU, precision)
     return Stepper(model, config, 1000, processes=processes, joined=processes.joined(model))
 
 

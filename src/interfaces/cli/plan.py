@@ -1,6 +1,7 @@
 """`smallgpt plan`: what training with many GPUs would need and yield, by arithmetic. Loads no torch."""
 
 from dataclasses import asdict
+from functools import partial
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,7 +122,7 @@ def _as_dict(run: RunConfig, machine: Machine, plans: list[Row], grown: Grown) -
 def _show(run: RunConfig, machine: Machine, plans: list[Row], grown: Grown) -> None:
     console = Console() if Console().is_terminal else Console(width=120)
     sizes, tokens = parameters(run.model), run.training.batch_size * run.model.block_size
-    say = lambda words: console.print(words, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     say(
         f"model    {amount(sizes.all)} parameters, {sizes.outside / sizes.all:.0%} of them outside the blocks; "
         f"{amount(flops_per_token(run.model))} FLOPs a token; {tokens:,} tokens a step"
