@@ -253,8 +253,7 @@ def main() -> None:
     rows = [row for part in parts for row in MEASURES[part](given.tiny)]
     print(json.dumps(rows, indent=2))
     if given.out is not None:
-        settings = {"bytes and time": {True: TINY, False: SMALL}[given.tiny]}
-        given.out.write_text(json.dumps(record(settings, rows), indent=2) + "\n", encoding="utf-8")
+        given.out.write_text(json.dumps(record(TINY if given.tiny else SMALL, rows), indent=2) + "\n", encoding="utf-8")
     if given.plot is not None:
         from tests.benchmarks.scale_out_plot import plot
 
