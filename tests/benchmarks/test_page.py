@@ -76,6 +76,14 @@ def test_curves_of_growth_become_exponents_and_points() -> None:
     assert made[-1] == "| 2,000 | 2 s | 1 MiB |"
 
 
+def test_rows_of_several_parts_are_a_table_for_each() -> None:
+    rows = [{"part": "Bytes", "hosts": 2, "sent": 1.5}, {"part": "Bytes", "hosts": 4, "sent": 2.0}]
+    made = lines([*rows, {"part": "Time", "step_seconds": 0.25}])
+    at = made.index("Bytes:")
+    assert made[at + 2 : at + 6] == ["| hosts | sent |", "| --- | --- |", "| 2 | 1.5 |", "| 4 | 2 |"]
+    assert made[made.index("Time:") + 2 :] == ["| step |", "| --- |", "| 0.25 s |"]
+
+
 @pytest.mark.parametrize("path", sorted((DOCS / "benchmarks").glob("*.json")), ids=lambda path: path.stem)
 def test_every_committed_file_names_its_command(path: Path) -> None:
     assert set(ORIGIN) <= set(json.loads(path.read_text())["provenance"])

@@ -98,7 +98,12 @@ def origin(provenance: Row, name: str) -> str:
 
 
 def tables(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """Titles and rows: most files are one table; curves of growth are one of exponents and one of their points."""
+    """Titles and rows: most files are one table; rows that name their part are one for each; curves of growth are one of
+    exponents and one of their points.
+    """
+    if rows and "part" in rows[0]:
+        parts = dict.fromkeys(row["part"] for row in rows)
+        return [(f"{part}:", [_without_part(row) for row in rows if row["part"] == part]) for part in parts]
     if not rows or "points" not in rows[0]:
         return [("", list(rows))]
     exponents: list[Row] = []
@@ -109,6 +114,10 @@ def tables(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
         )
     points: list[Row] = [{"along": row["along"], **point} for row in rows for point in row["points"]]
     return [("Exponents:", exponents), ("Points:", points)]
+
+
+def _without_part(row: Row) -> Row:
+    return {key: own for key, own in row.items() if key != "part"}
 
 
 def constant(rows: Sequence[Row]) -> list[str]:

@@ -29,6 +29,7 @@ Exit codes: 0 done, 2 usage or configuration, 3 data, 4 checkpoint, 5 numerics,
 COMMANDS = {
     "prepare": ("smallgpt.interfaces.cli.prepare:app", "Turn a corpus into a data folder."),
     "train": ("smallgpt.interfaces.cli.train:train", "Train a model, or go on with a run."),
+    "plan": ("smallgpt.interfaces.cli.plan:plan", "Plan training on many GPUs, by arithmetic."),
     "evaluate": ("smallgpt.interfaces.cli.evaluate:evaluate", "Score a model on a whole text."),
     "generate": ("smallgpt.interfaces.cli.generate:generate", "Continue a prompt."),
     "chat": ("smallgpt.interfaces.cli.chat:chat", "Write a story in turns with a model."),
