@@ -36,7 +36,7 @@ from smallgpt.application.scale_plan import (  # noqa: E402
 )
 from smallgpt.domain.config import GPTConfig  # noqa: E402
 from smallgpt.infrastructure.provenance import record  # noqa: E402
-from tests.benchmarks import network_hosts  # noqa: E402
+from tests.scale_out.hosts import CARD, Host, hosts, missing  # noqa: E402
 
 WORKER = Path(__file__).with_name("scale_out_worker.py")
 PARTS = ("bytes", "time", "scaling", "launcher")
@@ -47,25 +47,35 @@ RATES = (None, 1e9, 2e8)  # bits a second
 PORT = "29510"
 
 
-def together(what: str, settings: dict[str, Any], names: list[str]) -> list[list[dict[str, Any]]]:
+def together(what: str, settings: dict[str, Any], on: list[Host]) -> list[list[dict[str, Any]]]:
     """What the worker finds, by rank: one process in each host."""
     with tempfile.TemporaryDirectory() as folder:
-        places = [Path(folder, f"{rank}.json") for rank in range(len(names))]
+        places = [Path(folder, f"{rank}.json") for rank in range(len(on))]
         started = []
-        for rank, (name, place) in enumerate(zip(names, places, strict=True)):
+        for rank, (host, place) in enumerate(zip(on, places, strict=True)):
             own = {
                 "RANK": str(rank),
-                "WORLD_SIZE": str(len(names)),
+                "WORLD_SIZE": str(len(on)),
                 "OMP_NUM_THREADS": "1",
                 "OMP_WAIT_POLICY": "passive",
             }
             own |= {
-                "MASTER_ADDR": network_hosts.address(0),
+                "MASTER_ADDR": on[0].address,
                 "MASTER_PORT": PORT,
-                "GLOO_SOCKET_IFNAME": network_hosts.CARD,
+                "GLOO_SOCKET_IFNAME": CARD,
             }
             own["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # hosts have no names, and torch remarks on it
-            words = ["ip", "netns", "exec", name, sys.executable, str(WORKER), what, str(place), json.dumps(settings)]
+            words = [
+                "ip",
+                "netns",
+                "exec",
+                host.name,
+                sys.executable,
+                str(WORKER),
+                what,
+                str(place),
+                json.dumps(settings),
+            ]
             started.append(subprocess.Popen(words, env=os.environ | own))
         try:
             codes = [process.wait(timeout=600) for process in started]
@@ -82,9 +92,9 @@ def bytes_sent(tiny: bool, counts: tuple[int, ...] = (2, 4)) -> Iterator[dict[st
     model = TINY if tiny else SMALL
     sizes = parameters(GPTConfig.model_validate(model))
     for w in counts:
-        with network_hosts.hosts(w) as names:
+        with hosts(w) as (*made, _):
             settings = {"model": model, "batch_size": 2 * w, "steps": 2 if tiny else 4}
-            ranks = together("bytes", settings, names)
+            ranks = together("bytes", settings, made)
         for found in zip(*ranks, strict=True):
             sent = sum(rank["sent"] for rank in found) / w
             if "collective" in found[0]:
@@ -119,10 +129,10 @@ def step_times(tiny: bool) -> Iterator[dict[str, Any]]:
     sizes = parameters(GPTConfig.model_validate(model))
     settings = {"model": model, "batch_size": 8, "rounds": 2 if tiny else 4}
     for rate in RATES:
-        with network_hosts.hosts(2) as names:
-            for name in names if rate is not None else ():
-                network_hosts.limit(name, rate or 0)
-            ranks = together("time", settings, names)
+        with hosts(2) as (*made, _):
+            for host in made if rate is not None else ():
+                host.limit(rate or 0)
+            ranks = together("time", settings, made)
         alone, *cases = zip(*ranks, strict=True)
         computing = median(max(both) for both in zip(*(rank["seconds"] for rank in alone), strict=True))
         for found in cases:
@@ -247,7 +257,7 @@ def main() -> None:
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the hosts are taken down on the way
     parts = (given.only,) if given.only else PARTS
-    reason = network_hosts.missing() if {"bytes", "time"} & {*parts} else None
+    reason = missing() if {"bytes", "time"} & {*parts} else None
     if reason is not None:
         parser.error(f"{reason}; --only scaling and --only launcher do without")
     rows = [row for part in parts for row in MEASURES[part](given.tiny)]

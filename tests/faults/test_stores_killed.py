@@ -16,7 +16,8 @@ from smallgpt.infrastructure.run_folder import RunFolder
 from tests.faulty_store import files_of
 from tests.infrastructure.texts import write_texts
 from tests.interfaces.conftest import leave
-from tests.scale_out.conftest import ROOT, launch  # noqa: F401  # a fixture
+from tests.scale_out.conftest import launch  # noqa: F401  # a fixture
+from tests.scale_out.hosts import ROOT
 
 pytestmark = pytest.mark.slow
 SLOW_STORE = """

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,12 +70,13 @@ def test_who_was_replaced_writes_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         usual(folder)
 
     monkeypatch.setattr(checkpoints, "write_manifest", replaced_meanwhile)
-    for write in (
+    writes: tuple[Callable[[], None], ...] = (
         lambda: saving.save(TrainingState(2, {}, {}, {})),  # replaced while it writes the draft
         lambda: saving.save(TrainingState(3, {}, {}, {})),
         lambda: saving.mark_best(1),
         lambda: events.log({"event": "train", "step": 2}),
-    ):
+    )
+    for write in writes:
         with pytest.raises(CheckpointError, match="taken over by process 9 on b"):
             write()
     assert [path.name for path in run.checkpoints_folder.iterdir()] == ["step-00000001"]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from smallgpt.interfaces.cli import main
+from tests.scale_out.hosts import ROOT, missing
 from tests.scale_out.small_run import LENGTHS, TINY
 
-ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0  # seconds
 
 
@@ -87,3 +87,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 main(words)
             assert left.value.code == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def hosts_can_be_made() -> None:
+    """Network namespaces; skips where there can be none."""
+    reason = missing()
+    if reason is not None:
+        pytest.skip(reason)

@@ -10,16 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-import pytest
-
-from tests.scale_out.conftest import ROOT
-
+ROOT = Path(__file__).parents[2]
 MEETING_POINT = "10.77.0.254"
+CARD = "eth0"  # of every host
+BURST = 256 * 1024  # bytes that a slowed link lets through at once
 
-needs_hosts = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("ip") is None,
-    reason="network namespaces need root, and `ip` of the package iproute2",
-)
+
+def missing() -> str | None:
+    """Why there can be no such hosts here; None where there can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    lost = [program for program in ("ip", "tc") if shutil.which(program) is None]
+    if lost:
+        return f"network namespaces need {' and '.join(lost)} (Debian: iproute2)"
+    try:
+        _ip("netns", "add", probe := f"probe-{os.getpid()}")
+    except subprocess.CalledProcessError as error:
+        return f"no network namespaces here: {error.stderr.decode().strip()}"
+    _ip("netns", "del", probe)
+    return None
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,13 @@ class Host:
         """up, or down: then nothing that is sent arrives, and nobody is told."""
         _ip("-n", self.switch, "link", "set", self.name, state)
 
+    def limit(self, bits_per_second: float) -> None:
+        """Send no faster. What has to wait is kept, and not thrown away as a real link would in the end."""
+        words = ["root", "tbf", "rate", f"{bits_per_second:.0f}bit", "burst", f"{BURST}", "limit", f"{64 * 2**20}"]
+        subprocess.run(
+            ["tc", "-n", self.name, "qdisc", "replace", "dev", CARD, *words], check=True, capture_output=True
+        )
+
 
 @contextmanager
 def hosts(count: int) -> Iterator[list[Host]]:
@@ -53,17 +69,17 @@ def hosts(count: int) -> Iterator[list[Host]]:
     switch = f"sg-{mark}-s"
     with ExitStack() as stack:
         _namespace(stack, switch)
-        _ip("-n", switch, "link", "add", "eth0", "type", "bridge")
-        _ip("-n", switch, "addr", "add", f"{MEETING_POINT}/24", "dev", "eth0")
-        _ip("-n", switch, "link", "set", "eth0", "up")
+        _ip("-n", switch, "link", "add", CARD, "type", "bridge")
+        _ip("-n", switch, "addr", "add", f"{MEETING_POINT}/24", "dev", CARD)
+        _ip("-n", switch, "link", "set", CARD, "up")
         made = []
         for number in range(1, count + 1):
             host = Host(f"sg-{mark}-{number}", f"10.77.0.{number}", switch)
             _namespace(stack, host.name)
-            _ip("link", "add", "eth0", "netns", host.name, "type", "veth", "peer", "name", host.name, "netns", switch)
-            _ip("-n", switch, "link", "set", host.name, "master", "eth0", "up")
-            _ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
-            _ip("-n", host.name, "link", "set", "eth0", "up")
+            _ip("link", "add", CARD, "netns", host.name, "type", "veth", "peer", "name", host.name, "netns", switch)
+            _ip("-n", switch, "link", "set", host.name, "master", CARD, "up")
+            _ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", CARD)
+            _ip("-n", host.name, "link", "set", CARD, "up")
             made.append(host)
         yield [*made, Host(switch, MEETING_POINT, switch)]
 

@@ -5,23 +5,14 @@ import subprocess
 
 import pytest
 
-from tests.benchmarks import network_hosts
 from tests.benchmarks.scale_out import bytes_sent
 
 OVERHEAD = 0.05
 """Headers of a frame are 66 of 1,514 bytes, 4.4 %, where none is sent in one piece; some 10 kB are norms and counts."""
 
 
-@pytest.fixture
-def no_reason() -> None:
-    """Network namespaces, where they can be made."""
-    reason = network_hosts.missing()
-    if reason is not None:
-        pytest.skip(reason)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_reason")
+@pytest.mark.usefixtures("hosts_can_be_made")
 def test_a_process_sends_what_was_counted() -> None:
     found = {row["what"]: row for row in bytes_sent(tiny=True, counts=(2,))}
     steps = [name for name, row in found.items() if row["gloo_megabytes"] is not None]

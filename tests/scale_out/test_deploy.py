@@ -10,7 +10,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from smallgpt.interfaces.cli import _application
-from tests.scale_out.conftest import ROOT
+from tests.scale_out.hosts import ROOT
 
 DEPLOY = ROOT / "docs" / "deploy"
 SCONTROL = """#!/bin/bash

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from smallgpt.infrastructure.run_folder import RunFolder
-from tests.scale_out.hosts import Host, hosts, needs_hosts
+from tests.scale_out.hosts import Host, hosts
 from tests.scale_out.small_run import TINY, assert_same_losses, events
 
 FAULTY = str(Path(__file__).with_name("faulty.py"))
@@ -23,7 +23,7 @@ STORE = (
 )
 QUICK = "last_call_timeout=6,keep_alive_interval=1,keep_alive_max_attempt=8"
 
-pytestmark = [pytest.mark.slow, needs_hosts]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("hosts_can_be_made")]
 
 
 def torchrun(host: Host, meeting: Host, nodes: str, conf: str, *options: str) -> list[str]:

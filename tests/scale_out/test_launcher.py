@@ -16,7 +16,8 @@ import pytest
 from smallgpt.infrastructure import checkpoints
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.interfaces.cli import main
-from tests.scale_out.conftest import ROOT, Launch
+from tests.scale_out.conftest import Launch
+from tests.scale_out.hosts import ROOT
 from tests.scale_out.small_run import LENGTHS, TINY, assert_same_losses, events, losses
 
 FAULTY = str(Path(__file__).with_name("faulty.py"))
