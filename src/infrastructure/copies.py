@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from smallgpt.domain.errors import CheckpointError, DataError
 from smallgpt.domain.places import name_of
@@ -21,12 +21,16 @@ from smallgpt.infrastructure.hardware import caches
 from smallgpt.infrastructure.manifest import FILE_NAME, Manifest, read_manifest
 from smallgpt.infrastructure.object_store import Store
 from smallgpt.infrastructure.progress import Progress
+from smallgpt.infrastructure.run_lock import holder_of, leave_to
 from smallgpt.infrastructure.token_store import DataFolder, open_store
 
 CONTENT_ATTEMPTS = 3
 """How often a file is fetched whose content is not what the manifest says."""
 CONFIG, METRICS, BEST = "config.toml", "metrics.jsonl", "checkpoints/best.json"
+DAMAGED = ".{}.damaged"
+"""Beside checkpoints: has the manifest of the one of that name in the store, which was damaged and passed over."""
 Check = Callable[[Path], str | None]
+Warn = Callable[[str], None]
 
 
 class DamagedError(CheckpointError):
@@ -48,11 +52,11 @@ def data_copy(url: str, progress: Progress | None = None) -> Path:
     target = caches()["SMALLGPT_CACHE"] / "data" / f"{name_of(url)}-{_digest(content)}"
     if target.is_dir():
         return target
-    with _drafted(target, target.is_dir, progress) as draft:
+    with _drafted(target, target.is_dir, store) as draft:
         if draft is not None:
             (draft / FILE_NAME).write_bytes(content)
             try:
-                _fetch_data(store, draft, read_manifest(draft), progress)
+                _fetch_data(store, draft, read_manifest(draft))
             except DataError as error:
                 raise DataError(str(error).replace(str(draft), store.url)) from None
     return target
@@ -79,8 +83,8 @@ def model_copy(url: str, progress: Progress | None = None) -> Path:
     folder = _record(store)
     name = name or _best(store)
     if name is not None:
-        return _fetch_checkpoint(store, name, folder / "checkpoints", progress)
-    return _fetch_newest(store, folder / "checkpoints", progress, lambda words: None)
+        return _fetch_checkpoint(store, name, folder / "checkpoints")
+    return _fetch_newest(store, folder / "checkpoints", lambda words: None)
 
 
 def record_copy(url: str) -> Path:
@@ -97,42 +101,43 @@ def _record(store: Store) -> Path:
     return folder
 
 
-def fetch_run(url: str, out: Path, progress: Progress | None, warn: Callable[[str], None]) -> None:
+def fetch_run(url: str, out: Path, progress: Progress | None, warn: Warn, launch: str | None = None) -> None:
     """Make the run folder `out` of the run at a URL, to go on with: settings, events, newest good and best checkpoint.
 
-    `warn` hears of damaged ones. Raises CheckpointError, ConfigError.
+    `warn` hears of damaged ones. A later round of the same `launch` finds the folder by that name, and leaves it as it is.
+    Raises CheckpointError, also for a folder that has become a run's; ConfigError.
     """
     store = Store(url, CheckpointError, progress)
-    with _drafted(out, lambda: False, progress, _digest(store.url.encode())) as draft:
-        assert draft is not None, "or it was there"
-        folder = draft / "checkpoints"
-        newest, best = _fetch_newest(store, folder, progress, warn), _best(store)
-        if best is not None and best != newest.name:
-            try:
-                _fetch_checkpoint(store, best, folder, progress)
-            except DamagedError as error:
-                warn(f"passed over the best checkpoint, which is damaged: {error}")
-        _refresh(store, draft, CONFIG, METRICS, BEST)
+    marks = [out / CONFIG, out / "checkpoints"]
+    with _drafted(out, lambda: any(map(Path.exists, marks)), store, _digest(store.url.encode())) as draft:
+        if draft is not None:
+            folder = draft / "checkpoints"
+            newest, best = _fetch_newest(store, folder, warn), _best(store)
+            if best is not None and best != newest.name:
+                try:
+                    _fetch_checkpoint(store, best, folder)
+                except DamagedError as error:
+                    warn(f"passed over the best checkpoint, which is damaged: {error}")
+            _refresh(store, draft, CONFIG, METRICS, BEST)
+            leave_to(draft, launch)
+    if draft is None and not (launch and holder_of(out)[2] == launch):
+        raise CheckpointError(
+            f"{out} is a run's by now: another process was faster.\n"
+            f"When that has ended, `smallgpt train --resume {out}` goes on with it; or choose another folder with --out."
+        )
 
 
 @contextmanager
-def _drafted(
-    target: Path, is_there: Callable[[], bool], progress: Progress | None, source: str = "copy"
-) -> Iterator[Path | None]:
+def _drafted(target: Path, is_there: Callable[[], bool], store: Store, source: str = "copy") -> Iterator[Path | None]:
     """A folder beside `target` to fill, which takes its place at the end; None once the target is there.
 
     One process at a time; `source` tells apart what different ones make for the same place. What was fetched stays there
-    when the process fails, or is killed.
+    when the process fails, or is killed. Raises the store's error where the place cannot be locked.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     lock_file = target.with_name(f".{target.name}.lock")
     with lock_file.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if progress:
-                progress(0, None, f"waiting for another process that fetches {target}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        _lock(lock, target, store)
         if is_there():
             yield None
         else:
@@ -143,7 +148,20 @@ def _drafted(
         lock_file.unlink(missing_ok=True)  # whoever waits for it finds the copy in its place
 
 
-def _fetch_data(store: Store, draft: Path, manifest: Manifest, progress: Progress | None) -> None:
+def _lock(file: IO[str], target: Path, store: Store) -> None:
+    """Hold a file alone, as soon as no other process does."""
+    for patience in (fcntl.LOCK_NB, 0):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | patience)
+        except BlockingIOError:
+            if store.progress:
+                store.progress(0, None, f"waiting for another process that fetches {target}")
+        except OSError as error:
+            words = f"{file.name} cannot be locked: {error.strerror}"
+            raise store.error(f"{words}; mount its storage with flock, or use another: --out, SMALLGPT_CACHE") from None
+
+
+def _fetch_data(store: Store, draft: Path, manifest: Manifest) -> None:
     """All files that the manifest names, checked as far as it tells."""
     files: dict[str, Check] = {}
     total = 0
@@ -159,8 +177,7 @@ def _fetch_data(store: Store, draft: Path, manifest: Manifest, progress: Progres
         files["tokenizer.json"] = lambda path: None
     done = 0
     for name, check in files.items():
-        tell = _teller(progress, done, total, f"bytes of {store.url} fetched")
-        problem = _fetch_checked(store, name, draft, check, tell)
+        problem = _fetch_checked(store, name, draft, check, _teller(store, done, total))
         if problem is not None:
             raise DataError(f"{store.url}/{name}: {problem}; copy the data folder there again")
         done += (draft / name).stat().st_size
@@ -175,13 +192,13 @@ def _fetch_data(store: Store, draft: Path, manifest: Manifest, progress: Progres
         raise
 
 
-def _fetch_newest(store: Store, folder: Path, progress: Progress | None, warn: Callable[[str], None]) -> Path:
+def _fetch_newest(store: Store, folder: Path, warn: Warn) -> Path:
     """The newest checkpoint that is whole. What has no manifest is none: its upload did not end."""
     problems = []
     for name in reversed(store.folders("checkpoints")):
         try:
             if name.startswith("step-") and store.read(f"checkpoints/{name}/{checkpoints.MANIFEST}") is not None:
-                return _fetch_checkpoint(store, name, folder, progress)
+                return _fetch_checkpoint(store, name, folder)
         except DamagedError as error:
             warn(f"passed over a damaged checkpoint: {error}")
             problems.append(str(error))
@@ -189,7 +206,7 @@ def _fetch_newest(store: Store, folder: Path, progress: Progress | None, warn: C
     raise CheckpointError(f"{store.url} has no usable checkpoint: {found}.\nCheck the URL, or name another run.")
 
 
-def _fetch_checkpoint(store: Store, name: str, folder: Path, progress: Progress | None) -> Path:
+def _fetch_checkpoint(store: Store, name: str, folder: Path) -> Path:
     """folder/name as it is in the store; fetched unless it is there already. Raises DamagedError, CheckpointError."""
     inside, target = store.inside(f"checkpoints/{name}"), folder / name
     manifest = inside.read(checkpoints.MANIFEST)
@@ -200,18 +217,19 @@ def _fetch_checkpoint(store: Store, name: str, folder: Path, progress: Progress 
         return _content(target / checkpoints.MANIFEST) == manifest
 
     if not is_there():
-        with _drafted(target, is_there, progress, _digest(manifest)) as draft:
+        with _drafted(target, is_there, store, _digest(manifest)) as draft:
             if draft is not None:
                 (draft / checkpoints.MANIFEST).write_bytes(manifest)
                 try:
-                    _fetch_described(inside, draft, progress)
+                    _fetch_described(inside, draft)
                 except DamagedError:
                     shutil.rmtree(draft)
+                    (folder / DAMAGED.format(name)).write_bytes(manifest)
                     raise
     return target
 
 
-def _fetch_described(store: Store, draft: Path, progress: Progress | None) -> None:
+def _fetch_described(store: Store, draft: Path) -> None:
     """All files that the manifest in the draft of a checkpoint describes."""
     try:
         expected = checkpoints.expected_files(draft)
@@ -219,8 +237,7 @@ def _fetch_described(store: Store, draft: Path, progress: Progress | None) -> No
         raise DamagedError(str(error).replace(str(draft), store.url)) from None
     done, total = 0, sum(int(facts["bytes"]) for facts in expected.values())
     for name, facts in expected.items():
-        tell = _teller(progress, done, total, f"bytes of {store.url} fetched")
-        problem = _fetch_checked(store, name, draft, _check(facts, checkpoints.MANIFEST), tell)
+        problem = _fetch_checked(store, name, draft, _check(facts, checkpoints.MANIFEST), _teller(store, done, total))
         if problem is not None:
             raise DamagedError(f"{store.url}/{name}: {problem}")
         done += int(facts["bytes"])
@@ -280,8 +297,9 @@ def _refresh(store: Store, folder: Path, *names: str) -> None:
             beside.replace(path)
 
 
-def _teller(progress: Progress | None, done: int, total: int, what: str) -> Callable[[int], None]:
-    return lambda size: progress(done + size, total, what) if progress else None
+def _teller(store: Store, done: int, total: int) -> Callable[[int], None]:
+    tell, what = store.progress, f"bytes of {store.url} fetched"
+    return lambda size: tell(done + size, total, what) if tell else None
 
 
 def _content(path: Path) -> bytes | None:

@@ -29,7 +29,7 @@ class RunLock:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.launch = folder, launch
-        self.holder = f"process {os.getpid()} on {os.uname().nodename}"
+        self.holder = _this_process()
         self.mark = uuid4().hex
         self.file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -96,11 +96,24 @@ class RunLock:
 
     def _write_mark(self) -> None:
         """In one write, and cut to its length after it: a reader sees the old lines or the new ones."""
-        lines = [self.holder] if self.launch is None else [self.holder, self.mark, self.launch]
-        text = "".join(f"{line}\n" for line in lines).encode()
+        text = _text(self.holder, self.mark, self.launch)
         os.pwrite(self.file, text, 0)
         os.ftruncate(self.file, len(text))
         os.fsync(self.file)
+
+
+def leave_to(folder: Path, launch: str | None) -> None:
+    """Write down which launch a run folder is made for that nobody else sees yet, as if this process had held it."""
+    (folder / "lock").write_bytes(_text(_this_process(), uuid4().hex, launch))
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {os.uname().nodename}"
+
+
+def _text(holder: str, mark: str, launch: str | None) -> bytes:
+    lines = [holder] if launch is None else [holder, mark, launch]
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def holder_of(folder: Path) -> tuple[str, str, str]:

@@ -1,5 +1,6 @@
 """Data folders, checkpoints and runs out of a store: whole or absent, fetched once, and damaged ones refused."""
 
+import errno
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -224,6 +225,72 @@ def test_a_run_to_go_on_with_has_its_newest_good_checkpoint_and_its_best(
     (words,) = said
     assert "passed over a damaged checkpoint: faulty://bucket/runs/first/checkpoints/step-00000003/model.safe" in words
     assert [path.name for path in out.parent.iterdir()] == ["first"], "no lock, no draft"
+
+
+def test_a_run_is_not_fetched_over_one_that_trains(run: RunFolder, faulty: type[FaultyStore], tmp_path: Path) -> None:
+    """Two commands of the same words: the second one waited, and finds the first one's folder."""
+    out, waits, said = tmp_path / "runs" / "first", threading.Event(), list[str]()
+    errors = list[CheckpointError]()
+
+    def told(done: int, total: int | None, what: str, details: str = "") -> None:
+        said.append(what)
+        waits.set()
+
+    def second() -> None:
+        try:
+            fetch_run(RUN, out, told, pytest.fail)
+        except CheckpointError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=second)
+
+    def meanwhile(what: str, path: str) -> None:
+        if what == "get" and not thread.ident:
+            thread.start()
+            assert waits.wait(20)
+
+    faulty.rule.append(meanwhile)
+    fetch_run(RUN, out, None, pytest.fail)
+    (out / "trained").write_text("by the first")
+    thread.join()
+    assert said == [f"waiting for another process that fetches {out}"]
+    assert [str(error) for error in errors] == [
+        f"{out} is a run's by now: another process was faster.\n"
+        f"When that has ended, `smallgpt train --resume {out}` goes on with it; or choose another folder with --out."
+    ]
+    assert (out / "trained").exists()
+    assert [path.name for path in out.parent.iterdir()] == ["first"], "no lock, no draft"
+
+
+def test_a_later_round_of_a_launch_goes_on_in_what_an_earlier_one_fetched(run: RunFolder, tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "first"
+    fetch_run(RUN, out, None, pytest.fail, "night")
+    assert RunFolder(out).launch() == "night"
+    (out / "trained").write_text("by the first")
+    fetch_run(RUN, out, None, pytest.fail, "night")
+    assert (out / "trained").exists()
+    for launch in ("day", None):
+        with pytest.raises(CheckpointError, match="is a run's by now"):
+            fetch_run(RUN, out, None, pytest.fail, launch)
+    fetch_run(RUN, tmp_path / "alone", None, pytest.fail)
+    assert RunFolder(tmp_path / "alone").launch() == ""
+
+
+def test_storage_without_locks_is_named(
+    run: RunFolder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    out, words = tmp_path / "runs" / "first", "No locks available; mount its storage with flock, or use another: "
+    with pytest.raises(
+        CheckpointError, match=f"^{out.parent}/.first.lock cannot be locked: {words}--out, SMALLGPT_CACHE"
+    ):
+        fetch_run(RUN, out, None, pytest.fail)
+    with pytest.raises(DataError, match=f"cannot be locked: {words}"):
+        data_copy(DATA)
+    assert not out.exists()
 
 
 def test_a_store_that_is_away_is_no_reason_to_go_back(

@@ -196,6 +196,156 @@ def test_a_save_does_not_wait_for_a_slow_store(saver: Saver, run: RunFolder, fau
     assert saver.said == []
 
 
+def test_the_store_is_never_without_a_checkpoint_though_an_upload_outlasts_several_saves(
+    saver: Saver, run: RunFolder, faulty: type[FaultyStore]
+) -> None:
+    hang, reached, there = threading.Event(), threading.Event(), list[set[str]]()
+
+    def slow(what: str, path: str) -> None:
+        if what == "put" and "step-00000001/model" in path:
+            reached.set()
+            assert hang.wait(20)
+        elif what == "put" and "step-00000001" not in path:
+            there.append(
+                {name for name in names() if f"checkpoints/{name}/manifest.json" in stored("bucket/runs/first")}
+            )
+
+    faulty.rule.append(slow)
+    saver.save(1)
+    saver.checkpoints.mark_best(1)
+    assert reached.wait(20)
+    saver.save(2)
+    saver.checkpoints.mark_best(2)
+    saver.save(3, 4, 5)
+    hang.set()
+    saver.wait()
+    assert there
+    assert all(there), there
+    saver.mirror.finish()
+    assert stored("bucket/runs/first") == files_of(run.path)
+
+
+def test_the_best_is_named_in_the_store_when_it_is_there(
+    saver: Saver, run: RunFolder, faulty: type[FaultyStore]
+) -> None:
+    """A best checkpoint that was saved during an upload follows with the next one; until then the one before is it."""
+    marked = list[str]()
+
+    def save_meanwhile(what: str, path: str) -> None:
+        if what == "put" and "step-00000002/model" in path and not marked:
+            marked.append(path)
+            saver.save(3)
+            saver.checkpoints.mark_best(3)
+
+    saver.save(1)
+    saver.checkpoints.mark_best(1)
+    saver.mirror.finish()
+    saver.mirror.start = lambda: None  # type: ignore[method-assign]  # looks are taken by hand
+    saver.checkpoints.saved = saver.mirror.start
+    faulty.rule.append(save_meanwhile)
+    saver.save(2)
+    saver.mirror._copy()
+    assert names() == {"step-00000001", "step-00000002"}
+    assert model_copy(URL).name == "step-00000001"
+    assert json.loads(stored("bucket/runs/first")["metrics.jsonl"].splitlines()[-1])["step"] == 2
+    saver.mirror.finish()
+    assert model_copy(URL).name == "step-00000003"
+    assert stored("bucket/runs/first") == files_of(run.path)
+
+
+def test_a_run_that_went_on_elsewhere_is_not_overwritten(
+    saver: Saver, run: RunFolder, tmp_path: Path, tiny: GPTConfig, make_state: MakeState
+) -> None:
+    saver.save(2, 4)
+    saver.mirror.finish()
+    fetch_run(URL, tmp_path / "elsewhere", None, pytest.fail)
+    other = Saver(RunFolder(tmp_path / "elsewhere"), tiny, make_state)
+    other.save(6, 8)
+    other.mirror.finish()
+    before = stored("bucket/runs/first")
+    with pytest.raises(CheckpointError) as raised:
+        Saver(run, tiny, make_state)
+    assert str(raised.value) == (
+        f"{URL} has step-00000008, and {run.path} nothing after step-00000004: the run went on elsewhere.\n"
+        f"Go on from the store by `smallgpt train --resume {URL}`, or give another --checkpoint.mirror"
+    )
+    assert stored("bucket/runs/first") == before
+    saver.save(5)
+    saver.mirror.finish()
+    assert names() == {"step-00000005", "step-00000006", "step-00000008"}, "from a process that had begun before"
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "other bytes"])
+def test_a_later_checkpoint_that_is_none_does_not_stop_a_run_that_goes_on_before_it(
+    damage: str, saver: Saver, tmp_path: Path, tiny: GPTConfig, make_state: MakeState, faulty: type[FaultyStore]
+) -> None:
+    saver.save(2, 4)
+    saver.mirror.finish()
+    last = "/bucket/runs/first/checkpoints/step-00000004"
+    if damage == "no manifest":
+        FaultyStore().rm_file(f"{last}/manifest.json")
+    else:
+        name = f"{last}/model.safetensors"
+        FaultyStore().pipe_file(name, bytes(len(faulty.store[name].getbuffer())))
+    said = list[str]()
+    fetch_run(URL, tmp_path / "elsewhere", None, said.append)
+    assert len(said) == (damage == "other bytes")
+    other = Saver(RunFolder(tmp_path / "elsewhere"), tiny, make_state)
+    other.save(3)
+    other.mirror.finish()
+    assert names() == {"step-00000002", "step-00000003", "step-00000004"}
+    again = make_state(4)
+    again.loop["seconds"] = 4.5
+    other.checkpoints.save(again)
+    other.save(5)
+    other.mirror.finish()
+    assert stored("bucket/runs/first") == files_of(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("loop is closed at s3://me:secret@bucket"), ValueError()])
+def test_what_no_one_expected_of_a_store_is_a_warning_too(
+    error: Exception, saver: Saver, run: RunFolder, faulty: type[FaultyStore]
+) -> None:
+    faulty.rule.append(fail_on("put", "step-00000001/model", error, 1))
+    saver.save(1)
+    saver.wait()
+    (words,) = saver.said
+    assert words.startswith(f"not mirrored yet: {type(error).__name__}: ")
+    assert "secret" not in words
+    saver.save(2)
+    saver.wait()
+    assert stored("bucket/runs/first") == files_of(run.path)
+    faulty.rule.append(fail_on("write", "config.toml", error))
+    run.config_file.write_text("# changed")
+    with pytest.raises(CheckpointError, match=f"config.toml of .* could not be copied: {type(error).__name__}: "):
+        saver.mirror.finish()
+
+
+def test_what_is_missing_is_named_though_the_store_cannot_be_asked(
+    saver: Saver, run: RunFolder, faulty: type[FaultyStore]
+) -> None:
+    saver.mirror.start = lambda: None  # type: ignore[method-assign]
+    saver.checkpoints.saved = saver.mirror.start
+    saver.save(1)
+    faulty.rule.append(fail_on("cat", "checkpoints", PermissionError("Forbidden")))
+    with pytest.raises(CheckpointError, match=f"^step-00000001 of {run.path} could not be copied: .*access denied"):
+        saver.mirror.finish()
+
+
+@pytest.mark.parametrize("file", ["optimizer.safetensors", "manifest.json"])
+def test_a_checkpoint_that_is_being_pruned_here_is_not_sent_in_part(file: str, saver: Saver, run: RunFolder) -> None:
+    """As when some of its files are gone already while they are listed."""
+    saver.mirror.start = lambda: None  # type: ignore[method-assign]
+    saver.checkpoints.saved = saver.mirror.start
+    saver.save(1, 2)
+    (run.checkpoints_folder / "step-00000001" / file).unlink()
+    saver.mirror.finish()
+    assert names() == {"step-00000002"}
+    if file != "manifest.json":
+        words = f"not mirrored: step-00000001 of {run.path}, which lacks files, or has some that are cut"
+        assert saver.said == [words]
+
+
 def test_a_resumed_run_sends_what_is_not_there_yet(
     saver: Saver, run: RunFolder, faulty: type[FaultyStore], tiny: GPTConfig, make_state: MakeState
 ) -> None:

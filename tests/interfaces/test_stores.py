@@ -11,8 +11,14 @@ from pathlib import Path
 import pytest
 
 import smallgpt
+from smallgpt.domain.config import DataConfig, RunConfig
+from smallgpt.domain.errors import ConfigError
+from smallgpt.domain.processes import ALONE
 from smallgpt.infrastructure.checkpoints import load_checkpoint
 from smallgpt.infrastructure.run_folder import RunFolder
+from smallgpt.interfaces.cli.display import PatientConsole
+from smallgpt.interfaces.cli.run_places import RunPlace, place_of_launch, run_place
+from smallgpt.interfaces.cli.train import _fetch_run
 from tests.faulty_store import FaultyStore, fail_on, faulty_store, files_of, stored, uploaded
 from tests.infrastructure.texts import write_texts
 from tests.interfaces.conftest import Run, leave
@@ -101,6 +107,39 @@ def test_a_run_goes_on_from_its_mirror_on_an_empty_machine(
     assert mirror == again
     assert b"secret" not in b"".join(again.values())
     assert "secret" not in out + err
+    shutil.copytree(made / "first", tmp_path / "first")
+    words = ["--data", str(made / "data"), "--checkpoint.mirror", URL, "--training.max-steps=7"]
+    code, _, err = run("train", "--resume", "first", *words)
+    assert (code, "has step-00000009, and first nothing after step-00000006" in err) == (4, True), err
+    assert stored(ROOT) == mirror
+
+
+def test_a_launch_that_is_started_again_goes_on_in_the_run_that_it_fetched(
+    store: type[FaultyStore], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first round died before it held the run. Another launch is told that the folder is taken."""
+    for out in (Path("runs/x"), None):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night")
+        first = place_of_launch(None, RunConfig(), out, URL)
+        assert (first.resumes, first.source) == (True, URL)
+        _fetch_run(URL, first.folder, PatientConsole(quiet=True), ALONE)
+        assert place_of_launch(None, RunConfig(), out, URL) == RunPlace(first.folder, resumes=True)
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "day")
+        with pytest.raises(ConfigError, match="runs/x is there already"):
+            place_of_launch(None, RunConfig(), Path("runs/x"), URL)
+    assert place_of_launch(None, RunConfig(), None, URL).folder == Path("runs/first-2")
+
+
+def test_what_is_fetched_takes_no_folder_in_which_a_run_may_have_begun(store: type[FaultyStore], run: Run) -> None:
+    Path("runs/first").mkdir(parents=True)
+    Path("runs/first/lock").write_text("process 1 on here\n")
+    assert run_place(None, RunConfig(), None, URL).folder == Path("runs/first")
+    Path("runs/first/config.toml").write_text("")
+    assert run_place(None, RunConfig(), None, URL).folder == Path("runs/first-2")
+    data = RunConfig(data=DataConfig(path=Path("first")))
+    assert run_place(None, data, None, None).folder == Path("runs/first"), "a new run is made in it"
+    code, _, err = run("train", "--resume", URL, "--out", "runs/first")
+    assert (code, "runs/first is there already" in err) == (2, True)
 
 
 @pytest.mark.slow

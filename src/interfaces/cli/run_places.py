@@ -1,5 +1,6 @@
 """Where a run lives: a new folder, the one to go on in, or the one that an earlier round of the same launch made."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,9 @@ from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import ConfigError
 from smallgpt.domain.places import name_of
 from smallgpt.interfaces.cli import settings
+
+LEFTOVERS = ("lock", "config.toml", "tensorboard")
+"""What a run leaves that failed before its first line."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,9 @@ def run_place(preset: str | None, config: RunConfig, out: Path | None, resume: P
         raise ConfigError(
             f"nothing to train on: name a preset ({presets}),\nor give --data FOLDER, made by `smallgpt prepare`"
         )
-    folder = out or _first_free(Path("runs") / _name(preset, config, resume))
-    if _is_taken(folder):
+    spared = LEFTOVERS if resume is None else ("lock",)  # a run that is fetched takes the place of the whole folder
+    folder = out or _first_free(Path("runs") / _name(preset, config, resume), spared)
+    if _is_taken(folder, spared):
         resumable = any((folder / "checkpoints").glob("step-*"))
         how = (
             f"`smallgpt train --resume {folder}` goes on with it" if resumable else "it has no checkpoint to go on from"
@@ -59,16 +64,16 @@ def _name(preset: str | None, config: RunConfig, resume: str | None) -> str:
     return preset or "-".join(name_of(folder) for folder in config.data.folders) or str(config.data.corpus)
 
 
-def _first_free(run: Path) -> Path:
+def _first_free(run: Path, spared: Sequence[str]) -> Path:
     """runs/demo, else runs/demo-2, runs/demo-3, ..."""
     number = 1
-    while _is_taken(free := run if number == 1 else run.with_name(f"{run.name}-{number}")):
+    while _is_taken(free := run if number == 1 else run.with_name(f"{run.name}-{number}"), spared):
         number += 1
     return free
 
 
-def _is_taken(run: Path) -> bool:
-    """Is there anything to lose? What a run leaves that failed before its first line is not."""
+def _is_taken(run: Path, spared: Sequence[str]) -> bool:
+    """Is anything there but what may be lost?"""
     if not run.exists():
         return False
-    return not run.is_dir() or any(path.name not in ("lock", "config.toml", "tensorboard") for path in run.iterdir())
+    return not run.is_dir() or any(path.name not in spared for path in run.iterdir())
