@@ -2,7 +2,7 @@
 
 Coarse on purpose: it is for choosing a number of GPUs before there is one. `memory_plan` has the exact peak of a run.
 P parameters are those of the blocks and those outside them (embeddings, last norm), w the processes, m the passes of a step.
-Weights, gradients and AdamW's two moments are fp32, as `smallgpt train` keeps them; products are bf16.
+Weights, gradients and the optimizer's moments are fp32, as `smallgpt train` keeps them; products are bf16.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,8 @@ from smallgpt.domain.flops import flops_per_token
 
 Way = Literal["ddp", "fsdp2"]
 WAYS: tuple[Way, ...] = ("ddp", "fsdp2")
+Optimizer = Literal["adamw", "muon"]
+Reduce = Literal["fp32", "bf16"]
 USABLE = 0.9
 """Assumed share of a GPU's memory for what is counted here: the rest are libraries, buffers of NCCL and gaps."""
 WAITS = 0.2
@@ -44,6 +46,8 @@ class Parameters:
     block: int
     layers: int
     outside: int
+    matrices: int
+    """Of all blocks, without their vectors."""
 
     @property
     def blocks(self) -> int:
@@ -61,27 +65,35 @@ def parameters(config: GPTConfig) -> Parameters:
     C, bias = config.n_embd, config.bias
     block = 12 * C * C + 2 * C + (11 * C if bias else 0)  # four matrices, two norms; 9 C of biases and the norms' 2 C
     outside = (config.vocab_size + config.block_size) * C + C + (C if bias else 0)
-    return Parameters(block, config.n_layer, outside)
+    return Parameters(block, config.n_layer, outside, 12 * C * C * config.n_layer)
 
 
-def state(sizes: Parameters, way: Way, w: int, passes: int = 1) -> dict[str, float]:
+def state(
+    sizes: Parameters, way: Way, w: int, passes: int = 1, optimizer: Optimizer = "adamw", reduce: Reduce = "fp32"
+) -> dict[str, float]:
     """Bytes in one process by what they are for.
 
-    Replicas hold 16 bytes a parameter. Shards hold 16 / w, and whole in passing: what is outside the blocks, which stays
-    gathered from the forward to the end of the backward pass, and two blocks (the next one is gathered early), weights and
-    gradients. Gradients are exchanged in a step's last pass, so with more than one pass even shards keep them whole.
+    Replicas hold 16 bytes a parameter, Muon's 12 a number in a matrix of a block. Shards hold 16 / w, and whole in passing:
+    what is outside the blocks, which stays gathered from the forward to the end of the backward pass, and two blocks (the next
+    one is gathered early), weights and gradients. Gradients are exchanged in a step's last pass. With more than one pass,
+    replicas hold those of earlier passes beside the buckets that are sent, and shards hold them whole.
     """
     P, share = sizes.all, 1 if way == "ddp" else 1 / w
     held = {
         "weights": 4 * P * share,
         "gradients": 4 * P * share,
-        "moments": 8 * P * share,
+        "moments": (8 * P - (4 * sizes.matrices if optimizer == "muon" else 0)) * share,
         "bf16_weights": 2.0 * sizes.blocks,  # autocast keeps them from a forward pass to its backward
     }
+    sent = 4.0 if reduce == "fp32" else 2.0
     if way == "fsdp2" and w > 1:
         whole = sizes.outside + min(2, sizes.layers) * sizes.block
         held["gathered_weights"] = 4.0 * whole
-        held["whole_gradients"] = 4.0 * (whole if passes == 1 else P)
+        held["whole_gradients"] = 4.0 * whole if passes == 1 else sent * P
+    elif w > 1 and passes > 1:
+        held["gradients_of_earlier_passes"] = 4.0 * P
+    elif w > 1 and reduce == "bf16":
+        held["gradients_to_send"] = 2.0 * P
     return held
 
 
@@ -89,10 +101,35 @@ def activations(config: GPTConfig, sequences: int, *, recomputed: bool = False) 
     """Bytes kept for the backward pass of so many sequences.
 
     34 bytes a token, channel and block (arXiv 2205.05198, equation 2 without the attention matrix, which fused attention
-    does not keep); recomputed blocks keep their residual and delta, and one is there whole. The fused loss makes no logits.
+    does not keep); recomputed blocks keep their residual and delta, and one is there whole. Logits are not counted: the
+    fused loss holds them for some rows at a time.
     """
     U = sequences * config.block_size * config.n_embd
     return 6.0 * U * config.n_layer + 34.0 * U if recomputed else 34.0 * U * config.n_layer
+
+
+def memory(config: RunConfig, way: Way, w: int, sequences: int, passes: int, *, recomputed: bool) -> float:
+    """Bytes in one process, with passes of so many sequences: in a backward pass, or in Muon's update if that takes more.
+
+    Muon makes the largest matrix of a block, a third of its numbers, orthogonal in all blocks at once: 12 bytes a number in
+    fp32 and 2 in bf16, as in memory_plan.
+    """
+    sizes, optimizer = parameters(config.model), config.optimizer.name
+    held = state(sizes, way, w, passes, optimizer, config.training.reduce)
+    most = sum(held.values()) + activations(config.model, sequences, recomputed=recomputed)
+    if optimizer == "muon":
+        update = held["weights"] + held["gradients"] + held["moments"] + 14 * sizes.matrices / 3
+        return max(most, update)
+    return most
+
+
+def update_flops(config: RunConfig) -> int:
+    """Of a step's update, in every process: Muon's three quintics of all matrices, each X Xᵀ, A A and B X (domain/muon.py).
+
+    4 r² c + 2 r³ for r rows and c ≥ r columns: of C by 3 C, C and twice 4 C these are 56 C³. AdamW's are not worth counting.
+    """
+    model = config.model
+    return 3 * 56 * model.n_embd**3 * model.n_layer if config.optimizer.name == "muon" else 0
 
 
 @dataclass(frozen=True)
@@ -120,7 +157,7 @@ class Traffic:
         return self.gathers + self.reduces
 
 
-def traffic(sizes: Parameters, way: Way, w: int, passes: int = 1, reduce: Literal["fp32", "bf16"] = "fp32") -> Traffic:
+def traffic(sizes: Parameters, way: Way, w: int, passes: int = 1, reduce: Reduce = "fp32") -> Traffic:
     """Of a ring, in which everybody sends to the next: (w - 1) / w of what is gathered or reduce-scattered, twice that for an
     all-reduce, which is one after the other.
 
@@ -137,16 +174,6 @@ def traffic(sizes: Parameters, way: Way, w: int, passes: int = 1, reduce: Litera
         reduces_outside=ring * g * sizes.outside,
         reduces_blocks=ring * g * sizes.blocks,
     )
-
-
-def evaluation_traffic(sizes: Parameters, way: Way, w: int) -> float:
-    """Bytes that one process sends for each batch that all evaluate: shards gather all weights once."""
-    return 0.0 if way == "ddp" else (w - 1) / w * 4 * sizes.all
-
-
-def checkpoint_traffic(sizes: Parameters, way: Way, w: int) -> float:
-    """Bytes that one process sends for a checkpoint: shards gather weights and both moments."""
-    return 0.0 if way == "ddp" else (w - 1) / w * 12 * sizes.all
 
 
 def waiting(sent: Traffic, pass_seconds: float, passes: int, bandwidth: float) -> float:
@@ -199,61 +226,74 @@ def row(config: RunConfig, machine: Machine, way: Way) -> Row:
     micro = min(sequences, settings.micro_batch) if isinstance(settings.micro_batch, int) else sequences
     passes = ceil(sequences / micro)
     flops = flops_per_token(model) * model.block_size * (4 / 3 if settings.activation_checkpointing else 1)
-    compute = sequences * flops / (machine.flops * machine.mfu)
+    rate = machine.flops * machine.mfu
+    in_passes = sequences * flops / rate
+    compute = in_passes + update_flops(config) / rate
     sent = traffic(sizes, way, w, passes, settings.reduce)
-    waits = waiting(sent, compute / passes, passes, machine.bandwidth)
-    held = sum(state(sizes, way, w, passes).values())
-    memory = held + activations(model, micro, recomputed=settings.activation_checkpointing)
+    waits = waiting(sent, in_passes / passes, passes, machine.bandwidth)
+    needs = memory(config, way, w, micro, passes, recomputed=settings.activation_checkpointing)
     return Row(
-        w, way, micro, passes, memory, sent.all, compute, waits,
+        w, way, micro, passes, needs, sent.all, compute, waits,
         settings.batch_size * model.block_size / (compute + waits),
-        _verdict(config, machine, way, passes, memory, waits / (compute + waits)),
+        _verdict(config, machine, way, passes, needs, waits / (compute + waits)),
     )  # fmt: skip
 
 
+def ways(config: RunConfig) -> tuple[Way, ...]:
+    """Muon needs whole matrices, so it trains with replicas only."""
+    return WAYS[:1] if config.optimizer.name == "muon" else WAYS
+
+
 def rows(config: RunConfig, machines: list[Machine]) -> Iterator[Row]:
-    """Both ways on every machine; one GPU has nobody to share with."""
+    """Every way on every machine; one GPU has nobody to share with."""
     for machine in machines:
-        for way in WAYS if machine.gpus > 1 else WAYS[:1]:
+        for way in ways(config) if machine.gpus > 1 else WAYS[:1]:
             yield row(config, machine, way)
 
 
-def _verdict(config: RunConfig, machine: Machine, way: Way, passes: int, memory: float, waits: float) -> str:
+def _verdict(config: RunConfig, machine: Machine, way: Way, passes: int, needs: float, waits: float) -> str:
     """What stands against it, in a few words; "fits" where nothing does."""
-    room = USABLE * machine.memory
-    if config.training.batch_size < machine.gpus:
+    room, w = USABLE * machine.memory, machine.gpus
+    sequences = ceil(config.training.batch_size / w)
+    if config.training.batch_size < w:
         return "fewer sequences than GPUs: tensor or context parallelism"
-    if least(config.model, way, machine.gpus) > room:
+    if least(config, way, w) > room:
         if way == "ddp":
-            return "too large for replicas: fsdp2"
-        return "too large: tensor parallelism" if least(config.model, way) > room else "too large: more GPUs"
-    if memory > room:
+            return "too large for replicas: fsdp2" + (" and adamw" if config.optimizer.name == "muon" else "")
+        return "too large: tensor parallelism" if least(config, way) > room else "too large: more GPUs"
+    if needs > room:
+        if memory(config, way, w, 1, sequences, recomputed=True) > room:
+            return "too large in several passes: smaller batch or more GPUs"
         return "smaller micro-batch, or activation checkpointing"
     if waits > WAITS:
         if way == "fsdp2" and passes > 1:
             return "waits for others: larger micro-batch"
-        return "waits for others: larger batch or bf16 reduce"
+        return "waits for others: larger batch" + (" or bf16 reduce" if config.training.reduce == "fp32" else "")
     return "fits"
 
 
-def least(model: GPTConfig, way: Way, w: int | None = None) -> float:
-    """Bytes of memory without which a GPU cannot train it: one sequence, blocks recomputed; None for any number of GPUs."""
-    held = state(parameters(model), way, w or 2**40)
-    return sum(held.values()) + activations(model, 1, recomputed=True)
+def least(config: RunConfig, way: Way, w: int | None = None) -> float:
+    """Bytes of memory without which a GPU cannot train the model: steps of one sequence, blocks recomputed.
+
+    None for any number of GPUs.
+    """
+    return memory(config, way, w or 2**40, sequences=1, passes=1, recomputed=True)
 
 
-def largest(model: GPTConfig, machine: Machine, way: Way) -> GPTConfig | None:
+def largest(config: RunConfig, machine: Machine, way: Way) -> GPTConfig | None:
     """The largest model of this one's shape, width and depth grown alike, whose `least` fits; None: not even one head does."""
     heads = 0
     step = 2**20
     while step:
-        if least(_grown(model, heads + step), way, machine.gpus) <= USABLE * machine.memory:
+        if least(_grown(config, heads + step), way, machine.gpus) <= USABLE * machine.memory:
             heads += step
         else:
             step //= 2
-    return _grown(model, heads) if heads else None
+    return _grown(config, heads).model if heads else None
 
 
-def _grown(model: GPTConfig, heads: int) -> GPTConfig:
+def _grown(config: RunConfig, heads: int) -> RunConfig:
+    model = config.model
     layers = max(1, round(model.n_layer * heads / model.n_head))
-    return model.model_copy(update={"n_head": heads, "n_embd": heads * model.head_size, "n_layer": layers})
+    grown = model.model_copy(update={"n_head": heads, "n_embd": heads * model.head_size, "n_layer": layers})
+    return config.model_copy(update={"model": grown})

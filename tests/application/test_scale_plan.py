@@ -2,38 +2,45 @@
 
 import random
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from smallgpt.application.memory_plan import KernelBytes, plan_memory
+from smallgpt.application.memory_shares import Gradients, Sharing, sizes_of
 from smallgpt.application.scale_plan import (
     WAYS,
     Machine,
     Way,
     activations,
-    checkpoint_traffic,
-    evaluation_traffic,
     largest,
     least,
+    memory,
     parameters,
     row,
     rows,
     state,
     traffic,
+    update_flops,
     waiting,
+    ways,
 )
 from smallgpt.domain.config import GPTConfig, RunConfig
 from smallgpt.domain.flops import flops_per_token
 from smallgpt.domain.gpt import GPT
+from smallgpt.domain.muon import orthogonalise
+from smallgpt.domain.optimizers import parameter_groups
 
 GPT2 = GPTConfig(n_layer=12, n_head=12, n_embd=768, block_size=1024)
 SIZES = parameters(GPT2)
 H100 = {"memory": 80e9, "flops": 989e12, "bandwidth": 450e9, "mfu": 0.4}
 
 
-def run_of(**training: Any) -> RunConfig:
-    return RunConfig.model_validate({"model": GPT2.model_dump(), "training": {"batch_size": 512, **training}})
+def run_of(optimizer: str = "adamw", model: GPTConfig = GPT2, **training: Any) -> RunConfig:
+    sections = {"model": model.model_dump(), "optimizer": {"name": optimizer}}
+    return RunConfig.model_validate({**sections, "training": {"batch_size": 512, **training}})
 
 
 @pytest.mark.parametrize("model", [GPTConfig(), GPT2, GPTConfig(bias=False, n_layer=1, vocab_size=61, block_size=7)])
@@ -43,6 +50,7 @@ def test_parameters_are_those_of_the_model(model: GPTConfig) -> None:
     sizes = parameters(model)
     assert sizes.all == sum(parameter.numel() for parameter in made.parameters())
     assert sizes.blocks == sum(parameter.numel() for parameter in made.transformer.h.parameters())
+    assert sizes.matrices == sum(parameter.numel() for _, parameter in parameter_groups(made)["hidden"])
 
 
 def ring(n: int, w: int, *, reduce: bool, gather: bool) -> list[int]:
@@ -94,8 +102,6 @@ def test_bytes_are_those_of_a_ring_that_moves_them(w: int) -> None:
         sent = traffic(sizes, "fsdp2", w, passes)
         assert [passes * n for n in one_pass] == [sent.gathers] * w
         assert reduces(outside + blocks) == [sent.reduces] * w
-    assert gathers(outside + blocks) == [evaluation_traffic(sizes, "fsdp2", w)] * w
-    assert gathers(3 * (outside + blocks)) == [checkpoint_traffic(sizes, "fsdp2", w)] * w
 
 
 def test_gradients_in_bf16_halve_what_they_send_and_nothing_else() -> None:
@@ -106,7 +112,6 @@ def test_gradients_in_bf16_halve_what_they_send_and_nothing_else() -> None:
 
 def test_one_process_sends_nothing_and_replicas_only_gradients() -> None:
     assert [traffic(SIZES, way, 1, 4).all for way in WAYS] == [0, 0]
-    assert evaluation_traffic(SIZES, "ddp", 8) == checkpoint_traffic(SIZES, "ddp", 8) == 0
     assert traffic(SIZES, "ddp", 8, passes=1) == traffic(SIZES, "ddp", 8, passes=9)
 
 
@@ -118,7 +123,58 @@ def test_shards_together_are_what_a_replica_holds(w: int) -> None:
     assert sum(shard[name] for name in kept) * w == pytest.approx(16 * SIZES.all)
     assert {*shard} - {*replica} == {"gathered_weights", "whole_gradients"}
     assert shard["gathered_weights"] == 4 * (SIZES.outside + 2 * SIZES.block)
-    assert state(SIZES, "fsdp2", w, passes=2)["whole_gradients"] == 4 * SIZES.all
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("reduce", ["fp32", "bf16"])
+@pytest.mark.parametrize("passes", [1, 4])
+def test_a_process_holds_what_the_exact_plan_says(
+    optimizer: Literal["adamw", "muon"], reduce: Literal["fp32", "bf16"], passes: int
+) -> None:
+    config = run_of(optimizer, batch_size=32, reduce=reduce)
+    nothing = KernelBytes(0, 0, 0, 0, 0)
+    for way in ways(config):
+        sharing = Sharing(8, shards=way == "fsdp2")
+        held = state(SIZES, way, 8, passes, optimizer, reduce)
+        exact = plan_memory(config, 4 // passes, 2, nothing, evaluates=False, sharing=sharing)
+        if way == "ddp":  # of shards, the moment of the peak is another one
+            assert held["weights"] == exact.components["weights"]
+            assert held["gradients"] == exact.components["gradient_buckets"]
+            assert held["moments"] == exact.components["optimizer"]
+        before = Gradients(sizes_of(config), sharing, GPT2.n_layer, 4 if reduce == "fp32" else 2, passes > 1).before
+        kept = held.get("gradients_of_earlier_passes", held.get("whole_gradients", 0))
+        assert before == (kept if passes > 1 else 0)
+        assert held.get("gradients_to_send", 0) == (2 * SIZES.all if (way, reduce, passes) == ("ddp", "bf16", 1) else 0)
+
+
+def test_one_process_holds_no_gradients_twice() -> None:
+    for way in WAYS:
+        assert sum(state(SIZES, way, 1, passes=9, reduce="bf16").values()) == 16 * SIZES.all + 2 * SIZES.blocks
+
+
+def test_muon_has_one_moment_of_matrices_no_shards_and_an_update_that_counts() -> None:
+    adamw, muon = run_of(), run_of("muon")
+    assert (ways(adamw), ways(muon)) == (WAYS, ("ddp",))
+    machines = [Machine(n, **H100) for n in (1, 8)]
+    assert [(plan.gpus, plan.way) for plan in rows(muon, machines)] == [(1, "ddp"), (8, "ddp")]
+    assert state(SIZES, "ddp", 8, optimizer="muon")["moments"] == 8 * SIZES.all - 4 * SIZES.matrices
+
+    many = [memory(config, "ddp", 8, 16, 1, recomputed=False) for config in (adamw, muon)]
+    assert many[0] - many[1] == 4 * SIZES.matrices
+    update = 16 * SIZES.all - 4 * SIZES.matrices + 14 * SIZES.matrices / 3
+    assert memory(muon, "ddp", 8, 1, 1, recomputed=True) == update  # the largest matrix of a block is a third of it
+    found = [row(config, machines[1], "ddp") for config in (adamw, muon)]
+    assert found[1].compute_seconds - found[0].compute_seconds == pytest.approx(update_flops(muon) / (989e12 * 0.4))
+    assert update_flops(adamw) == 0
+
+
+def test_muons_flops_are_those_of_its_products() -> None:
+    config = GPTConfig(n_layer=2, n_head=1, n_embd=8, vocab_size=32, block_size=8)
+    matrices = [p for _, p in parameter_groups(GPT(config))["hidden"]]
+    with FlopCounterMode(display=False) as counter:
+        for matrix in matrices:
+            orthogonalise(matrix.detach()[None], torch.float32)
+    assert update_flops(run_of("muon", config)) == counter.get_total_flops()
 
 
 def test_what_is_outside_the_blocks_is_waited_for_and_blocks_only_when_they_take_longer_than_computing() -> None:
@@ -156,7 +212,10 @@ def test_an_uneven_share_waits_for_the_longest() -> None:
         ({}, {"memory": 1.6e9, "gpus": 2}, "fsdp2", "too large: more GPUs"),
         ({}, {"memory": 0.5e9}, "fsdp2", "too large: tensor parallelism"),
         ({}, {"memory": 10e9}, "ddp", "smaller micro-batch, or activation checkpointing"),
+        ({}, {"memory": 2.8e9}, "ddp", "too large in several passes: smaller batch or more GPUs"),
+        ({"optimizer": "muon"}, {"memory": 2.2e9}, "ddp", "too large for replicas: fsdp2 and adamw"),
         ({"micro_batch": 8}, {"bandwidth": 1e9}, "ddp", "waits for others: larger batch or bf16 reduce"),
+        ({"micro_batch": 8, "reduce": "bf16"}, {"bandwidth": 1e9}, "ddp", "waits for others: larger batch"),
         ({"micro_batch": 8}, {"bandwidth": 1e9}, "fsdp2", "waits for others: larger micro-batch"),
     ],
 )
@@ -169,15 +228,16 @@ def test_the_verdict_names_what_stands_against_it(
 
 
 def test_the_largest_model_fits_and_the_next_does_not() -> None:
-    machine = Machine(8, **H100)
-    replicas, shards = (largest(GPT2, machine, way) for way in WAYS)
+    config, machine = run_of(), Machine(8, **H100)
+    replicas, shards = (largest(config, machine, way) for way in WAYS)
     assert replicas is not None
     assert shards is not None
     assert parameters(replicas).all < parameters(shards).all
     for way, model in zip(WAYS, (replicas, shards), strict=True):
         wider = model.model_copy(update={"n_head": (n := model.n_head + 1), "n_layer": n, "n_embd": 64 * n})
-        assert least(model, way, 8) <= 0.9 * 80e9 < least(wider, way, 8)
-    assert largest(GPT2, Machine(8, **{**H100, "memory": 1e6}), "ddp") is None
+        fits, fails = (least(run_of(model=each), way, 8) for each in (model, wider))
+        assert fits <= 0.9 * 80e9 < fails
+    assert largest(config, Machine(8, **{**H100, "memory": 1e6}), "ddp") is None
 
 
 def test_recomputed_blocks_keep_less_and_one_gpu_has_one_way() -> None:

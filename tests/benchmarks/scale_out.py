@@ -26,14 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # run as a script
 
-from smallgpt.application.scale_plan import (  # noqa: E402
-    Traffic,
-    checkpoint_traffic,
-    evaluation_traffic,
-    parameters,
-    traffic,
-    waiting,
-)
+from smallgpt.application.scale_plan import Traffic, parameters, traffic, waiting  # noqa: E402
 from smallgpt.domain.config import GPTConfig  # noqa: E402
 from smallgpt.infrastructure.provenance import record  # noqa: E402
 from tests.scale_out.hosts import CARD, Host, hosts, missing  # noqa: E402
@@ -45,6 +38,8 @@ TINY = {"block_size": 32, "vocab_size": 512, "n_layer": 2, "n_head": 2, "n_embd"
 SEED = {**SMALL, "vocab_size": 50304}
 RATES = (None, 1e9, 2e8)  # bits a second
 PORT = "29510"
+GATHERED = {"evaluation": 4, "checkpoint": 12}
+"""Bytes a parameter that are gathered from shards: weights, for each batch that all evaluate; and both moments."""
 
 
 def together(what: str, settings: dict[str, Any], on: list[Host]) -> list[list[dict[str, Any]]]:
@@ -105,10 +100,10 @@ def bytes_sent(tiny: bool, counts: tuple[int, ...] = (2, 4)) -> Iterator[dict[st
             counted = traffic(sizes, way, w, passes, reduce)
             words = f"{way} {reduce}" + (f", {passes} passes" if passes > 1 else "")
             yield _bytes_row(w, words, sent, counted.all, of_gloo(counted, way))
-            for what, count in (("evaluation", evaluation_traffic), ("checkpoint", checkpoint_traffic)):
+            for what, itemsize in GATHERED.items():
                 if what in found[0] and way == "fsdp2":
                     mean = sum(rank[what] for rank in found) / w
-                    yield _bytes_row(w, f"{way}: {what}", mean, count(sizes, way, w), None)
+                    yield _bytes_row(w, f"{way}: {what}", mean, (w - 1) / w * itemsize * sizes.all, None)
 
 
 def of_gloo(counted: Traffic, way: str) -> float:

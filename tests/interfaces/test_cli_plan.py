@@ -36,8 +36,21 @@ def test_people_get_a_table(run: Run) -> None:
     assert (code, err) == (0, "")
     assert "124 M parameters, 32% of them outside the blocks" in out
     assert "40% are assumed" in out
-    assert "largest  on 8, one sequence at a time, blocks recomputed: ddp 3.78 B" in out
+    assert "largest  on 8, one sequence each in a step, blocks recomputed: ddp 3.78 B" in out
     assert all(word in out for word in ("tokens/day", "ddp", "fsdp2", "fits"))
+
+
+def test_muon_is_planned_as_it_trains(run: Run) -> None:
+    code, out, err = run("plan", "gpt2-124m", "--optimizer.name=muon")
+    assert (code, err) == (0, "")
+    assert (
+        "state    fp32 weights, gradients and Muon's momentum of the blocks' matrices, AdamW's moments of the rest"
+        in out
+    )
+    assert "fsdp2" not in out
+    found = json.loads(run("plan", "tinystories", "--json")[1])
+    assert [(plan["gpus"], plan["parallel"]) for plan in found["plans"]] == [(1, "ddp"), (8, "ddp")]
+    assert [{*each} for each in found["largest"]] == [{"gpus", "ddp"}] * 2
 
 
 def test_a_file_and_flags_are_merged_as_for_train(run: Run, tmp_path: Path) -> None:

@@ -22,5 +22,6 @@ def test_a_process_sends_what_was_counted() -> None:
     assert found["reduce-scatter of 4 MiB"]["ratio"] == pytest.approx(2, rel=OVERHEAD)  # gloo's is an all-reduce
     assert found["all-gather of 4 MiB"]["ratio"] == pytest.approx(1, rel=OVERHEAD)
     assert found["fsdp2: evaluation"]["ratio"] == pytest.approx(1, rel=OVERHEAD)
+    assert 1 <= found["fsdp2: checkpoint"]["ratio"] < 1.2  # 1.16 of this tiny model, 1.05 of the benchmark's
     left = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout
     assert f"smallgpt-{os.getpid()}" not in left

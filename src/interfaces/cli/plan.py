@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
-from smallgpt.application.scale_plan import WAYS, Machine, Row, Way, largest, parameters, rows
+from smallgpt.application.scale_plan import Machine, Row, Way, largest, parameters, rows, ways
 from smallgpt.domain.config import GPTConfig, RunConfig
 from smallgpt.domain.errors import ConfigError
 from smallgpt.domain.flops import flops_per_token
@@ -40,9 +40,10 @@ def plan(
 ) -> None:
     """Plan training on many GPUs: memory in each, bytes sent, tokens a day.
 
-    Arithmetic, for which no GPU is needed; only model and training count of the
-    settings. The GPU's values are its data sheet's; the defaults are an H100
-    SXM's, eight in one host. --mfu is an assumption: measure yours, and give it.
+    Arithmetic, for which no GPU is needed; of the settings, only model, training
+    and optimizer.name count. The GPU's values are its data sheet's; the defaults
+    are an H100 SXM's, eight in one host. --mfu is an assumption: measure yours,
+    and give it.
 
     Try:
       smallgpt plan gpt2-124m
@@ -66,7 +67,7 @@ def plan(
     _check(run)
     machines = [Machine(n, gpu_memory * GB, flops * TERA, bandwidth * GB, mfu) for n in gpus]
     plans = list(rows(run, machines))
-    grown = {machine.gpus: {way: largest(run.model, machine, way) for way in WAYS} for machine in machines}
+    grown = {machine.gpus: {way: largest(run, machine, way) for way in ways(run)} for machine in machines}
     if json:
         print(dumps(_as_dict(run, machines[0], plans, grown), indent=2))
         return
@@ -112,9 +113,9 @@ def _as_dict(run: RunConfig, machine: Machine, plans: list[Row], grown: Grown) -
         "largest": [
             {
                 "gpus": gpus,
-                **{way: None if model is None else parameters(model).all for way, model in ways.items()},
+                **{way: None if model is None else parameters(model).all for way, model in found.items()},
             }
-            for gpus, ways in grown.items()
+            for gpus, found in grown.items()
         ],
     }
 
@@ -131,7 +132,9 @@ def _show(run: RunConfig, machine: Machine, plans: list[Row], grown: Grown) -> N
         f"GPU      {machine.memory / GB:g} GB, {machine.flops / TERA:g} TFLOP/s of which {machine.mfu:.0%} are assumed to be "
         f"used, {machine.bandwidth / GB:g} GB/s to the next"
     )
-    say("state    fp32 weights, gradients and AdamW's moments; products in bf16")
+    muon = run.optimizer.name == "muon"
+    moments = "Muon's momentum of the blocks' matrices, AdamW's moments of the rest" if muon else "AdamW's moments"
+    say(f"state    fp32 weights, gradients and {moments}; products in bf16")
     table = Table(
         "GPUs", "way", "micro-batch", "memory", "sent a step", "step", "waiting", "tokens/s", "tokens/day", ""
     )
@@ -149,11 +152,11 @@ def _show(run: RunConfig, machine: Machine, plans: list[Row], grown: Grown) -> N
             row.verdict,
         )
     console.print(table)
-    for gpus, ways in grown.items():
-        found = ", ".join(
-            f"{way if gpus > 1 else 'alone'} {_size(model)}" for way, model in ways.items() if gpus > 1 or way == "ddp"
+    for gpus, found in grown.items():
+        sizes_found = ", ".join(
+            f"{way if gpus > 1 else 'alone'} {_size(model)}" for way, model in found.items() if gpus > 1 or way == "ddp"
         )
-        say(f"largest  on {gpus:,}, one sequence at a time, blocks recomputed: {found}")
+        say(f"largest  on {gpus:,}, one sequence each in a step, blocks recomputed: {sizes_found}")
 
 
 def _size(model: GPTConfig | None) -> str:
