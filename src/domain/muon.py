@@ -61,6 +61,8 @@ class Muon(Optimizer):
         weight_decay: float,
         found_inf: Tensor | None,
     ) -> None:
+        if isinstance(lr, Tensor):
+            lr = lr.to(matrices[0].device)  # torch's state-dict API makes a first step with a rate on the host
         gradients = [p.grad for p in matrices if p.grad is not None]
         buffers = [self._momentum_of(p) for p in matrices]
         if found_inf is not None:

@@ -33,14 +33,11 @@ class Processes(Protocol):
     def of_all(self, value: Value) -> list[Value]:
         """Everybody's value, in the order of ranks."""
 
-    def lowest(self, value: int) -> int:
-        """The least of everybody's values."""
-
     def of_first(self, value: Value) -> Value:
         """The value of the first of them."""
 
-    def wait_for_first(self) -> None:
-        """Until the first of them is here too, however long that takes."""
+    def wait_for_first(self, seconds: float | None = None) -> None:
+        """Until the first of them is here too: for so long, or as long as it takes to prepare data. The first waits for all."""
 
     @property
     def shards(self) -> bool:
@@ -88,15 +85,11 @@ class Alone:
         """See Processes."""
         return [value]
 
-    def lowest(self, value: int) -> int:
-        """See Processes."""
-        return value
-
     def of_first(self, value: Value) -> Value:
         """See Processes."""
         return value
 
-    def wait_for_first(self) -> None:
+    def wait_for_first(self, seconds: float | None = None) -> None:
         """See Processes."""
 
     def sharded(self) -> Self:

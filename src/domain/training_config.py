@@ -55,7 +55,7 @@ class TrainingConfig(Section):
     reduce: Literal["fp32", "bf16"] = "fp32"
     """How gradients travel between processes: bf16 halves the bytes and rounds."""
     process_timeout: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds that a process waits for another before the run ends with an error."""
+    """Seconds that a process waits for another, as for the first one while it saves, before the run ends with an error."""
     max_skipped: Positive = 10
     """Steps in a row with a non-finite loss or gradient before the run stops with exit code 5."""
     init: Source | None = None

@@ -86,7 +86,7 @@ def choose_threads(wanted: int | None) -> Choice:
     if wanted is not None:
         return Choice(str(wanted), "asked for")
     variable, beside = os.environ.get("OMP_NUM_THREADS", ""), local_count()
-    if beside > 1:  # torchrun sets OMP_NUM_THREADS to 1 where the user did not
+    if beside > 1 and variable in ("", "1"):  # torchrun sets OMP_NUM_THREADS to 1 where the user did not
         share = max(1, cpus.cores() // beside)
         return Choice(str(share), f"{cpus.cores()} cores shared by {beside} processes")
     if variable.isdecimal() and int(variable) > 0:

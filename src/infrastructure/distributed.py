@@ -28,14 +28,13 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from smallgpt.domain.errors import HardwareError
+from smallgpt.domain.errors import ConfigError, HardwareError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.state import Held
 from smallgpt.infrastructure.launches import interface_to_first
 
 Value = TypeVar("Value")
 
-CPU = torch.device("cpu")
 GATHER = StateDictOptions(full_state_dict=True, cpu_offload=True)
 """Everything to the first process, and into host memory."""
 SPREAD = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
@@ -70,16 +69,10 @@ class ProcessGroup:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return bool(found)
 
-    def lowest(self, value: int) -> int:
-        """See Processes."""
-        found = torch.tensor(value)
-        dist.all_reduce(found, dist.ReduceOp.MIN)
-        return int(found)
-
     def of_first(self, value: Value) -> Value:
         """See Processes."""
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=CPU)
+        dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def of_all(self, value: Value) -> list[Value]:
@@ -88,9 +81,11 @@ class ProcessGroup:
         dist.all_gather_object(values, value)
         return values
 
-    def wait_for_first(self) -> None:
+    def wait_for_first(self, seconds: float | None = None) -> None:
         """See Processes."""
-        dist.monitored_barrier(timeout=PREPARING)
+        limit = PREPARING if seconds is None else timedelta(seconds=seconds)
+        group: Any = dist.group.WORLD  # the module's function refuses a group that has NCCL too
+        group.monitored_barrier(limit)
 
     def gathered(self, model: GPT, optimizers: list[Optimizer]) -> Held:
         """See Processes."""
@@ -115,7 +110,11 @@ class ProcessGroup:
             parameter, key = name.rsplit("/", 1)
             states.setdefault(parameter, {})[key] = tensor
         whole: dict[str, Any] = {"state": states, "param_groups": groups} if self.rank == 0 else {}
+        rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         set_optimizer_state_dict(model, optimizers, whole, options=SPREAD)
+        for optimizer, own in zip(optimizers, rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, own, strict=True):
+                group["lr"] = rate  # which a captured step reads where it lies; torch brings it to the host
 
 
 class Replicas(ProcessGroup):
@@ -243,21 +242,24 @@ def _of_this_round(store: Store, rank: int, count: int, seconds: float) -> Store
 
 @contextmanager
 def process_group(device: torch.device, seconds: float) -> Iterator[None]:
-    """Join the other processes of the launch; leave them at the end.
+    """Join the other processes of the launch; leave them at the end, but not on an error: NCCL would wait for them.
 
-    `seconds` is how long one waits for another before it gives up. Raises HardwareError when the others are gone.
+    `seconds` is how long one waits for another before it gives up. Raises HardwareError when the others are gone, and
+    ConfigError when they compute elsewhere.
     """
     # of FSDP2, about blocks that return views: nothing here changes them in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "cpu:gloo"
     interface = interface_to_first()
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # or gloo takes that of the host's name: often loopback
     try:
         store, rank, count = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
         store = _of_this_round(store, rank, count, seconds)
+        _check_same_backend(store, rank, backend)
         dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timedelta(seconds=seconds))
         yield
+        dist.destroy_process_group()
     except RuntimeError as error:
         if not LOST.search(str(error)):
             raise
@@ -266,6 +268,14 @@ def process_group(device: torch.device, seconds: float) -> Iterator[None]:
             f"the other processes were lost or took more than {seconds:g} s: {words}.\n"
             "The one that failed says why; `smallgpt train --resume RUN` goes on from the last checkpoint."
         ) from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+
+
+def _check_same_backend(store: Store, rank: int, backend: str) -> None:
+    """Processes of different backends would wait for each other."""
+    if rank == 0:
+        store.set("backend", backend)
+    elif (first := store.get("backend").decode()) != backend:
+        raise ConfigError(
+            f"process {rank} computes with {backend}, the first one with {first}: not every host has a GPU that torch sees.\n"
+            "Mend that, or give --training.device cpu to all."
+        )

@@ -7,7 +7,7 @@ from struct import pack
 
 import torch
 
-from smallgpt.domain.errors import ConfigError
+from smallgpt.domain.errors import ConfigError, HardwareError
 
 SIOCGIFADDR = 0x8915
 """Linux's request for an interface's address (netdevice(7))."""
@@ -52,11 +52,20 @@ def _address_of(probe: socket.socket, interface: str) -> bytes | None:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The GPU of this process among those of its machine. Raises ConfigError for one that was named for all of them."""
+    """The GPU of this process among those of its machine.
+
+    Raises ConfigError for one that was named for all of them, HardwareError when there are fewer than processes.
+    """
     if device.type != "cuda" or launched() is None:
         return device
     if str(device) != "cuda":
         raise ConfigError(
             f"training.device is {device}, which every process would take; use cuda or auto with torchrun"
         )
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if number >= torch.cuda.device_count():
+        raise HardwareError(
+            f"process {number} of this host has no GPU: torch sees {torch.cuda.device_count()}; "
+            f"give --nproc-per-node {torch.cuda.device_count()}"
+        )
+    return torch.device("cuda", number)

@@ -44,21 +44,23 @@ class ShardedCheckpoints(RunCheckpoints):
         tokenizer_file: Path | None,
         keep: int,
         processes: Processes,
+        seconds: float,
         saved: Callable[[], None] = lambda: None,
     ) -> None:
+        """`seconds` is how long one process waits for another."""
         super().__init__(run, config, tokenizer_file, keep, saved=saved)
-        self.processes = processes
+        self.processes, self.seconds = processes, seconds
 
     def save(self, state: TrainingState) -> None:
         """Write the state, of which each process has its share. Raises CheckpointError."""
-        target, first = self.run.checkpoints_folder / f"step-{state.step:08d}", self.processes.rank == 0
+        target, first = self._folder(state.step), self.processes.rank == 0
         draft = target.with_name(f".{target.name}.tmp")
         try:
             if first:
                 self.run.check_held()
                 self._clear_drafts()
                 draft.mkdir(parents=True)
-            self.processes.wait_for_first()
+            self.processes.wait_for_first(self.seconds)
             _write(state.weights | state.optimizer, draft)
             own = digests(draft.glob(f"shard-{self.processes.rank + 1:05d}-*"))
             files = {name: facts for each in self.processes.of_all(own) for name, facts in each.items()}
@@ -76,7 +78,7 @@ class ShardedCheckpoints(RunCheckpoints):
         if first:
             self._prune(target)
             self.saved()
-        self.processes.wait_for_first()  # until it is in its place
+        self.processes.wait_for_first(self.seconds)  # until it is in its place
 
     def mark_best(self, step: int) -> None:
         """See RunCheckpoints."""
@@ -154,4 +156,5 @@ def _quiet() -> Iterator[None]:
 def _cause(error: CheckpointException) -> Exception:
     """What went wrong in the first of the processes in which something did, in a line."""
     rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
-    return OSError(f"process {rank}: {str(cause).strip().splitlines()[0]}")
+    words = str(cause).strip() or type(cause).__name__
+    return OSError(f"process {rank}: {words.splitlines()[0]}")

@@ -113,6 +113,7 @@ def train(
     run = RunFolder(out)
     writes = processes.rank == 0
     with run.lock(launch_name(), patience(config)) if writes else nullcontext():
+        processes.wait_for_first(patience(config) + config.training.process_timeout)  # it may wait for the lock
         found = None
         if resume:
             check_resumable(run.config(), config)
@@ -131,6 +132,8 @@ def train(
         try:
             with explaining_shortage(config, machine, memory):
                 model = new_model(config, machine, start)
+                if not processes.shards:  # those move block after block: the device may have no room for all of them
+                    model.to(machine.device)
                 joined = processes.joined(model)
                 phases.end("model")
                 parts = RunParts(
@@ -205,7 +208,8 @@ def _checkpoints(run: RunFolder, parts: RunParts, mirror: Mirror | None) -> Chec
     if config.checkpoint.sharded:
         from smallgpt.infrastructure.sharded_checkpoints import ShardedCheckpoints  # loads torch.distributed
 
-        return ShardedCheckpoints(run, config.model, tokenizer, keep, parts.processes, saved)
+        seconds = config.training.process_timeout
+        return ShardedCheckpoints(run, config.model, tokenizer, keep, parts.processes, seconds, saved)
     if parts.processes.rank:
         return checkpoints.NoCheckpoints()
     keeper = checkpoints.RunCheckpoints(run, config.model, tokenizer, keep, config.training.lora_alpha, saved)

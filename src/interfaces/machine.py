@@ -7,7 +7,7 @@ import torch
 from smallgpt.domain.config import RunConfig
 from smallgpt.infrastructure import devices
 from smallgpt.infrastructure.allocator import freed_memory_kept
-from smallgpt.infrastructure.launches import local_device
+from smallgpt.infrastructure.launches import launched, local_device
 from smallgpt.kernels.expectations import Shape
 from smallgpt.kernels.select import Selection, select
 
@@ -66,7 +66,12 @@ def choose_machine(config: RunConfig) -> Machine:
         shape=Shape(config.model.n_embd // config.model.n_head, config.model.block_size, config.model.n_embd),
     )
     compiling = devices.choose_compile(device, settings.compile, settings.max_minutes)
+    among_others = (launched() or (0, 1))[1] > 1
     redrawn = settings.activation_checkpointing and config.model.dropout > 0
-    obstacle = "dropout that is computed again reads its generator on the host" if redrawn else None
+    obstacles = {
+        "several processes exchange gradients within a step": among_others,
+        "dropout that is computed again reads its generator on the host": redrawn,
+    }
+    obstacle = next((words for words, holds in obstacles.items() if holds), None)
     graphs = devices.choose_graphs(device, settings.cuda_graphs, obstacle)
     return Machine(device, threads, precision, allocator, compiling, graphs, selection)

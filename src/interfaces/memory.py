@@ -23,9 +23,6 @@ from smallgpt.kernels.linear_cross_entropy import memory as linear_cross_entropy
 # Of what is available. The plan is within a tenth of what is handed out; allocators lose some to gaps, and the C
 # library's most: a process on a CPU grew by 1.22 to 1.45 times its plan, from run to run of one command.
 USABLE = {"cuda": 0.85, "cpu": 0.6}
-UNKNOWN = (
-    2**62
-)  # more than there is: of several processes the least counts, and one that knows nothing is to be no limit
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def settle(
     sharing, parallel = _choose_sharing(config, machine, available, processes)
     reason = None
     if config.training.micro_batch == "auto":
-        micro_batch = processes.lowest(_largest(config, machine, available, sharing) or 0)
+        micro_batch = min(processes.of_all(_largest(config, machine, available, sharing) or 0))
         if micro_batch == 0:
             assert available is not None, "without a figure everything fits"
             raise HardwareError(_too_much(config, machine, available, sharing, "one sequence at a time does not fit"))
@@ -101,8 +98,7 @@ def _available(device: torch.device, token_bytes: int, processes: Processes) -> 
     available = devices.memory_available(device)
     if available is not None and device.type == "cuda" and is_resident(token_bytes, device):
         available -= token_bytes
-    least = processes.lowest(UNKNOWN if available is None else available)
-    return None if least == UNKNOWN else least
+    return min((known for known in processes.of_all(available) if known is not None), default=None)
 
 
 def _choose_sharing(
@@ -119,7 +115,7 @@ def _choose_sharing(
     if available is None:
         return replicas, "ddp: nothing here tells how much memory is free"
     need, usable = _least(config, machine, replicas), int(USABLE[machine.device.type] * available)
-    fit = bool(processes.lowest(int(need <= usable)))
+    fit = all(processes.of_all(need <= usable))
     words = f"replicas need {_words(need)} each, {_words(usable)} usable"
     return (replicas, f"ddp: {words}") if fit else (shards, f"fsdp2: {words}")
 

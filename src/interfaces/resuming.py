@@ -13,6 +13,7 @@ from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure import checkpoints
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.infrastructure.token_store import TokenStore
+from smallgpt.interfaces.launch import patience
 
 # What may change when a run goes on: its length, where and how it is computed, and what is looked at and kept.
 FREE_SECTIONS = {"evaluation", "checkpoint", "kernels"}
@@ -93,7 +94,7 @@ def resumed(run: RunFolder, config: RunConfig, warn: Callable[[str], None], proc
     The first process, which holds the run by now, chooses and reads: shared storage shows others an older list for a while.
     """
     found = _newest(run, config, warn) if processes.rank == 0 else None
-    processes.wait_for_first()  # however long its waiting for the run, and its reading, takes
+    processes.wait_for_first(patience(config))  # while it reads and hashes
     known = processes.of_first(found and replace(found, state=replace(found.state, weights={}, optimizer={})))
     assert known is not None, "or the first process has raised"
     return found or known

@@ -104,7 +104,7 @@ def view_of(config: RunConfig, store: TokenStore, block_size: int) -> View:
 
 
 def new_model(config: RunConfig, machine: Machine, start: OpenedModel | None = None) -> GPT:
-    """A model as the run's settings start it, from `start`'s weights if there are such; on the machine's device.
+    """A model as the run's settings start it, from `start`'s weights if there are such; in the host's memory.
 
     Raises ConfigError when nothing of it is to be trained.
     """
@@ -121,4 +121,4 @@ def new_model(config: RunConfig, machine: Machine, start: OpenedModel | None = N
         )  # the same memory: no second copy of a large model
         model.lm_head.weight = model.transformer.wte.weight
     choose_trainable(model, config.training)
-    return model.to(machine.device)
+    return model

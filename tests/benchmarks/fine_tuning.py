@@ -95,7 +95,7 @@ def costs(base: OpenedModel, store: TokenStore) -> dict[str, dict[str, float]]:
     for way in WAYS[1:]:
         config = configuration(way, 1e-4, ROUNDS, base, store, scratch=False)
         machine = choose_machine(config)
-        model = new_model(config, machine, open_model(base.path))
+        model = new_model(config, machine, open_model(base.path)).to(machine.device)
         view = view_of(config, store, config.model.block_size)
         parts = RunParts(config, store, machine, view, model, Several([]), lambda: False, ALONE, model, captures=False)
         steppers[way.trained], batches[way.trained] = parts.stepper(ROUNDS), parts.batches(0)

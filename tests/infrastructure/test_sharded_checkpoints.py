@@ -32,7 +32,7 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 
 @pytest.fixture
 def keeper(tmp_path: Path, tiny: GPTConfig) -> ShardedCheckpoints:
-    return ShardedCheckpoints(RunFolder(tmp_path / "run"), tiny, None, 2, ALONE)
+    return ShardedCheckpoints(RunFolder(tmp_path / "run"), tiny, None, 2, ALONE, 60)
 
 
 def state_of(config: GPTConfig, step: int) -> TrainingState:

@@ -184,7 +184,7 @@ def test_resume_goes_on_with_the_runs_own_settings(run: Run, place: Path, monkey
     with monkeypatch.context() as patched:  # a Ctrl-C after two steps
         stop = signals.StopRequest(2)
         patched.setattr(signals.StopRequest, "__call__", lambda _: next(asked, False))
-        patched.setattr(signals, "StopRequest", lambda: stop)
+        patched.setattr(signals, "StopRequest", lambda **_: stop)
         code, words, _ = run("train", "--data", str(place / "data"), "--out", str(out), "--training.max-steps=5", *TINY)
     assert code == 130
     assert f"stopped after step 2 and saved; go on with\n  smallgpt train --resume {out}" in words

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from smallgpt.domain.config import RunConfig
-from smallgpt.domain.errors import ConfigError
+from smallgpt.domain.errors import ConfigError, HardwareError
 from smallgpt.domain.processes import ALONE
 from smallgpt.infrastructure.devices import choose_threads
 from smallgpt.infrastructure.launches import local_device
@@ -31,16 +31,22 @@ def test_every_process_needs_a_sequence(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torchrun's
     assert choose_threads(None).value == "1"
     assert "shared by 64 processes" in choose_threads(None).reason
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # the user's
+    assert choose_threads(None).value == "7"
 
 
 def test_each_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local_device(torch.device("cuda", 1)) == torch.device("cuda", 1), "alone, what was asked for"
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "3"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert local_device(torch.device("cuda")) == torch.device("cuda", 3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(HardwareError, match="process 3 of this host has no GPU: torch sees 2; give --nproc-per-node 2"):
+        local_device(torch.device("cuda"))
     assert local_device(torch.device("cpu")) == torch.device("cpu")
     with pytest.raises(ConfigError, match="every process would take"):
         local_device(torch.device("cuda", 1))

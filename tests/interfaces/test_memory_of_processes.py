@@ -9,7 +9,7 @@ import pytest
 from smallgpt.application.memory_shares import Sharing
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import HardwareError
-from smallgpt.domain.processes import Alone
+from smallgpt.domain.processes import Alone, Value
 from smallgpt.infrastructure import hardware
 from smallgpt.interfaces.memory import USABLE, RunMemory, explaining_shortage, plan, settle
 from tests.interfaces.test_memory import machine, settings, with_memory
@@ -23,10 +23,10 @@ class Among(Alone):
     """This process among others that are there in name alone: what they say in answer is given, one after the other."""
 
     count: int = 4
-    others: list[int] = field(default_factory=list)
+    others: list[Any] = field(default_factory=list)
 
-    def lowest(self, value: int) -> int:
-        return min(value, self.others.pop(0)) if self.others else value
+    def of_all(self, value: Value) -> list[Value]:
+        return [value, self.others.pop(0)] if self.others else [value]
 
 
 def parallel(wish: str = "auto", **more: Any) -> RunConfig:

@@ -68,7 +68,7 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def keeper(folder: Path, processes: Processes) -> ShardedCheckpoints:
-    return ShardedCheckpoints(RunFolder(folder), ODD, None, 2, processes)
+    return ShardedCheckpoints(RunFolder(folder), ODD, None, 2, processes, 60)
 
 
 def found_out(case: str, folder: Path) -> dict[str, bool]:

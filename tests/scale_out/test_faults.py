@@ -9,7 +9,7 @@ import pytest
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.interfaces.cli import main
 from tests.scale_out.conftest import Launch, Launched
-from tests.scale_out.small_run import TINY, assert_same_losses, events
+from tests.scale_out.small_run import TINY, assert_same_losses, events, losses
 
 FAULTY = str(Path(__file__).with_name("faulty.py"))
 STEPS = 12
@@ -68,6 +68,19 @@ def test_torchrun_restarts_from_the_last_checkpoint(launch: Launch, made: Path) 
     assert done.code == 0, done.err
     assert "resumed  from step 4" in done.out
     assert_same_losses(made, "restarted")
+
+
+def test_a_fine_tuned_run_is_restarted_too(launch: Launch, made: Path) -> None:
+    """Its sizes come from the model that it started from, which the restart does not open again."""
+    start = "--init=runs/alone"
+    fault = json.dumps({"rank": 1, "step": 6, "where": "forward", "how": "kill"})
+    words = ["train", "--data", "data", "--out", "runs/tuned", start, *[w for w in TINY if "model" not in w]]
+    done = launch(
+        2, FAULTY, *words, f"--training.max-steps={STEPS}", options=("--max-restarts=1",), cwd=made, FAULT=fault
+    )
+    assert done.code == 0, done.err
+    assert "resumed  from step 4" in done.out
+    assert len(losses(made, "tuned")) == STEPS
 
 
 def test_a_stop_asked_of_one_process_stops_all_at_one_step(launch: Launch, made: Path) -> None:

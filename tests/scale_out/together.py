@@ -69,7 +69,6 @@ def main() -> None:
                 found[f"{name}, {kind.__name__}"] = trained(config, kind(CPU, config.training.reduce))
         processes = Replicas(CPU)
         found["any"] = [processes.any(processes.rank == 1), processes.any(False)]
-        found["lowest"] = processes.lowest(10 - processes.rank)
         found["of first"] = processes.of_first(processes.rank)
         found["of all"] = processes.of_all(processes.rank)
         rank = processes.rank

@@ -75,6 +75,7 @@ def train(
 
     if profile is not None:  # the profiler reads it when torch is loaded, and else announces itself on stderr
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    from smallgpt.infrastructure.run_folder import RunFolder
     from smallgpt.interfaces.launch import joined_processes
     from smallgpt.interfaces.phases import Phases
 
@@ -84,6 +85,10 @@ def train(
         first = processes.rank == 0
         place = place or processes.of_first(place_of_launch(preset, resolved, out, resume) if first else None)
         assert place is not None, "the first process has chosen it"
+        if place.resumes and resume is None and resolved.training.init is not None:
+            resolved = RunFolder(
+                place.folder
+            ).config()  # a restart goes on from its checkpoint, and not from that model
         return _train(resolved, place, track, profile or 0, processes, phases)
 
 
@@ -199,10 +204,11 @@ def _fetch_run(url: str, run: Path, console: Any, processes: "Processes") -> Non
     """The run at a URL as the run folder to go on in."""
     from smallgpt.infrastructure.copies import fetch_run
     from smallgpt.interfaces.cli.progress import shown
+    from smallgpt.interfaces.launch import launch_name
 
     if processes.rank == 0:
         with shown(console) as progress:
-            fetch_run(url, run, progress, lambda words: progress(0, None, words))
+            fetch_run(url, run, progress, lambda words: progress(0, None, words), launch_name())
     processes.wait_for_first()
 
 
