@@ -1,7 +1,10 @@
 """Checkpoints written beside training: the state is copied, training goes on, and one thread writes the copy."""
 
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 import torch
@@ -38,7 +41,7 @@ class BackgroundCheckpoints:
     def __init__(self, writer: Writer, say: Callable[[str], None]) -> None:
         """`say` hears, once, that saves come faster than they can be written."""
         self.writer, self.say = writer, say
-        self.thread = ThreadPoolExecutor(1, "checkpoints")
+        self.thread = ThreadPoolExecutor(1, "checkpoints", initializer=_give_way)
         self.last: Future[None] | None = None
         self.failed = False
         self.error: Exception | None = None  # not raised yet
@@ -105,3 +108,9 @@ class BackgroundCheckpoints:
                 raise self.error
             finally:
                 self.error = None  # it holds the frames of this call, and so this object: a cycle with all they hold
+
+
+def _give_way() -> None:
+    """Take what training leaves of the cores: Linux has priorities of threads."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

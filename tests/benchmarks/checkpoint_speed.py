@@ -24,7 +24,7 @@ from smallgpt.infrastructure.provenance import record
 from smallgpt.infrastructure.run_folder import RunFolder
 from smallgpt.interfaces.phases import in_words
 
-EVERY = 12  # steps between two saves: more than are done beside the writing of one
+EVERY = 24  # steps between two saves: more than are done beside the writing of one
 BATCH = 8
 SMALL = [
     f"--training.batch-size={BATCH}",
