@@ -58,11 +58,13 @@ def plan_memory(
     evaluates: bool = True,
     captured: bool = False,
     sharing: Sharing = ONE_PROCESS,
+    on_host: bool = True,
 ) -> MemoryPlan:
     """The plan of one process of a run whose forward passes take micro_batch sequences.
 
     `itemsize` is the bytes of a number in matrix products: 4, or 2 under autocast. `kernels` are the figures of the chosen
     implementations for such a micro-batch. A step that is `captured` as a CUDA graph keeps its memory while an evaluation runs.
+    `on_host` is whether the memory is that in which models are made and checkpoints copied, as a CPU's is.
     """
     moments = _training(config, micro_batch, itemsize, kernels, sharing)
     if evaluates and captured:
@@ -75,7 +77,10 @@ def plan_memory(
             "gathered_weights": whole,
         }
     if sharing.shards:
-        moments |= _whole_models(config, sharing, samples=evaluates and config.evaluation.sample_every > 0)
+        moments |= _whole_models(config, sharing, on_host, samples=evaluates and config.evaluation.sample_every > 0)
+    if on_host and config.checkpoint.asynchronous:
+        for held in moments.values():
+            held["checkpoint"] = _state(config)
     moment = max(moments, key=lambda name: sum(moments[name].values()))
     return MemoryPlan(micro_batch, moment, {name: size for name, size in moments[moment].items() if size})
 
@@ -91,11 +96,17 @@ def _always(config: RunConfig, sharing: Sharing) -> dict[str, int]:
     }
 
 
-def _whole_models(config: RunConfig, sharing: Sharing, *, samples: bool) -> dict[str, dict[str, int]]:
+def _state(config: RunConfig) -> int:
+    """What a checkpoint holds."""
+    sizes = sizes_of(config)
+    return 4 * sizes.everything + _optimizer_state(config.optimizer.name, sizes)
+
+
+def _whole_models(config: RunConfig, sharing: Sharing, on_host: bool, *, samples: bool) -> dict[str, dict[str, int]]:
     """Moments at which shards are not yet shards, or are put together for the first process to show a sample."""
     sizes = sizes_of(config)
     whole = 4 * (sizes.everything + sizes.largest)  # one tensor is there twice
-    moments = {"sharding the new model": {"weights": whole}}
+    moments = {"sharding the new model": {"weights": whole}} if on_host else {}
     return moments | ({"sample": _always(config, sharing) | {"gathered_weights": whole}} if samples else {})
 
 

@@ -150,8 +150,10 @@ def plan(config: RunConfig, machine: Machine, *, evaluates: bool = True, sharing
         loss_forward=loss.forward,
         loss_backward=loss.backward,
     )
-    captured = machine.graphs.value == "on"
-    return plan_memory(config, B, dtype.itemsize, kernels, evaluates=evaluates, captured=captured, sharing=sharing)
+    captured, on_host = machine.graphs.value == "on", device.type == "cpu"
+    return plan_memory(
+        config, B, dtype.itemsize, kernels, evaluates=evaluates, captured=captured, sharing=sharing, on_host=on_host
+    )
 
 
 @contextmanager

@@ -55,6 +55,14 @@ def test_weights_and_optimizer_are_counted_to_the_byte(optimizer: str) -> None:
     assert components["optimizer"] == 8 * everything - (4 * hidden if optimizer == "muon" else 0)
 
 
+def test_an_asynchronous_checkpoint_is_a_second_state_in_the_hosts_memory() -> None:
+    config = RunConfig.model_validate({"checkpoint": {"asynchronous": True}})
+    plan = plan_memory(config, 32, FP32, NOTHING)
+    assert plan.components["checkpoint"] == plan.components["weights"] + plan.components["optimizer"]
+    assert plan.peak == planned(32).peak + plan.components["checkpoint"]
+    assert plan_memory(config, 32, FP32, NOTHING, on_host=False) == planned(32)
+
+
 def test_the_peak_is_the_fullest_moment_not_the_sum_of_all() -> None:
     """With a single short sequence nothing outweighs the gradients of all weights, which meet in Muon's update."""
     config = RunConfig.model_validate(

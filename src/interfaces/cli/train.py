@@ -86,9 +86,8 @@ def train(
         place = place or processes.of_first(place_of_launch(preset, resolved, out, resume) if first else None)
         assert place is not None, "the first process has chosen it"
         if place.resumes and resume is None and resolved.training.init is not None:
-            resolved = RunFolder(
-                place.folder
-            ).config()  # a restart goes on from its checkpoint, and not from that model
+            # a restart goes on from its checkpoint, and not from that model
+            resolved = RunFolder(place.folder).config()
         return _train(resolved, place, track, profile or 0, processes, phases)
 
 
@@ -225,9 +224,7 @@ def _data_folders(config: RunConfig, console: Any, phases: "Phases", processes: 
     processes.wait_for_first()
     if not any(isinstance(place, str) for place in places):
         return processes.of_first(tuple(map(Path, places)))
-    with shown(
-        console
-    ) as progress:  # each machine has a cache of its own: one of its processes fetches, the others wait
+    with shown(console) as progress:  # each machine has a cache of its own: one of its processes fetches, others wait
         folders = at_hand(places, progress)
     phases.end("fetching data")
     processes.wait_for_first()
