@@ -100,9 +100,9 @@ def test_a_stop_asked_of_one_process_stops_all_at_one_step(launch: Launch, made:
 
 def test_shards_are_saved_whole_and_resumed_by_another_number(launch: Launch, made: Path) -> None:
     sharded = "--training.parallel=fsdp2"
-    train(launch, made, "sharded", {"step": 5, "where": "forward", "how": "terminate"}, sharded, n=3)
+    train(launch, made, "sharded", {"step": 5, "where": "forward", "how": "terminate"}, sharded, n=4)
     assert RunFolder(made / "runs" / "sharded").checkpoints()[-1].name == "step-00000006"
-    done = launch(2, FAULTY, "train", "--resume", "runs/sharded", sharded, cwd=made, FAULT='{"rank": -1}')
+    done = launch(3, FAULTY, "train", "--resume", "runs/sharded", sharded, cwd=made, FAULT='{"rank": -1}')
     assert done.code == 0, done.err
     assert_same_losses(made, "sharded")
 
