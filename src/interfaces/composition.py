@@ -114,6 +114,7 @@ def train(
     writes = processes.rank == 0
     with run.lock(launch_name(), patience(config)) if writes else nullcontext():
         processes.wait_for_first(patience(config) + config.training.process_timeout)  # it may wait for the lock
+        mirror = Mirror(run, config.checkpoint.mirror, warn) if writes and config.checkpoint.mirror else None
         found = None
         if resume:
             check_resumable(run.config(), config)
@@ -125,7 +126,6 @@ def train(
             from smallgpt.interfaces.profiling import check_length
 
             check_length(profile, (config.training.max_steps or DEFAULT_STEPS) - (found.state.step if found else 0))
-        mirror = Mirror(run, config.checkpoint.mirror, warn) if writes and config.checkpoint.mirror else None
         if writes:
             run.write_config(config)
         sink = Several([JsonLines(run.metrics_file, run.check_held), *(trackers or [])] if writes else [])

@@ -50,7 +50,12 @@ def launch() -> Launch:
         done = subprocess.run(
             command,
             cwd=cwd,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'typings'}", **environment},
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'typings'}",
+                "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10",  # seconds until torchrun kills what hangs; 30 usually
+                **environment,
+            },
             capture_output=True,
             text=True,
             timeout=PATIENCE,

@@ -23,16 +23,22 @@ def shown(console: Console) -> "Iterator[Tell]":
         return
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"), TimeRemainingColumn()
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=True) as bars:
+    bars = Progress(*columns, console=console, transient=True)
 
-        def tell(done: int, total: int | None, what: str, details: str = "") -> None:
-            if what not in tasks:
-                for former in tasks.values():
-                    bars.update(former, visible=False)
-                tasks[what] = bars.add_task(what, total=total, count="")
-            bars.update(tasks[what], completed=done, total=total, count=details or _count(done, total))
+    def tell(done: int, total: int | None, what: str, details: str = "") -> None:
+        if not tasks:  # not before: a terminal is left alone where nothing takes long
+            bars.start()
+        if what not in tasks:
+            for former in tasks.values():
+                bars.update(former, visible=False)
+            tasks[what] = bars.add_task(what, total=total, count="")
+        bars.update(tasks[what], completed=done, total=total, count=details or _count(done, total))
 
+    try:
         yield tell
+    finally:
+        if tasks:
+            bars.stop()
 
 
 def model_fetched(model: Path | str) -> Path:
