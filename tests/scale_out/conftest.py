@@ -53,7 +53,6 @@ def launch() -> Launch:
             env={
                 **os.environ,
                 "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'typings'}",
-                "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "10",  # seconds until torchrun kills what hangs; 30 usually
                 **environment,
             },
             capture_output=True,
