@@ -1,7 +1,7 @@
 """States small enough to save by the hundred, and tokenizers to try things on."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as HubTokenizer
 from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure.bpe_training import train_bpe
 from smallgpt.infrastructure.tokenizers import Tokenizer, gpt2_tokenizer
+from tests.faulty_store import FaultyStore, faulty_store
 
 SHARED_CACHE = Path(__file__).parents[3] / "shared" / "tiktoken-cache"
 WORDS = ["Once", "upon", "a", "time", "was", "girl's", "dog.", "They'll", "said:", "1234", "café", "🙂", '"Hi!"']
@@ -61,6 +62,14 @@ def gpt2() -> Tokenizer:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(SHARED_CACHE))
         return gpt2_tokenizer()
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FaultyStore]]:
+    """An object store that fails as it is told, and an empty cache."""
+    monkeypatch.setenv("SMALLGPT_CACHE", str(tmp_path / "cache"))
+    with faulty_store() as store:
+        yield store
 
 
 @pytest.fixture

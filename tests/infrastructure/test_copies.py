@@ -3,7 +3,7 @@
 import errno
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,18 +14,12 @@ from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure.checkpoints import RunCheckpoints, newest_good, verify
 from smallgpt.infrastructure.copies import CONTENT_ATTEMPTS, data_copy, fetch_run, model_copy
 from smallgpt.infrastructure.run_folder import RunFolder
-from tests.faulty_store import CUT, FaultyStore, fail_on, faulty_store, files_of, stored, uploaded
+from tests.faulty_store import CUT, FaultyStore, fail_on, files_of, stored, uploaded
 from tests.infrastructure.texts import write_texts
 
 DATA, RUN = "faulty://me:secret@bucket/stories", "faulty://bucket/runs/first"
 MakeState = Callable[[int], TrainingState]
-
-
-@pytest.fixture(autouse=True)
-def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FaultyStore]]:
-    monkeypatch.setenv("SMALLGPT_CACHE", str(tmp_path / "cache"))
-    with faulty_store() as store:
-        yield store
+pytestmark = pytest.mark.usefixtures("faulty")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,17 +15,11 @@ from smallgpt.infrastructure.copies import fetch_run, model_copy
 from smallgpt.infrastructure.mirror import Mirror
 from smallgpt.infrastructure.retrying import ATTEMPTS
 from smallgpt.infrastructure.run_folder import RunFolder
-from tests.faulty_store import FaultyStore, fail_on, faulty_store, files_of, stored
+from tests.faulty_store import FaultyStore, fail_on, files_of, stored
 
 URL = "faulty://bucket/runs/first"
 MakeState = Callable[[int], TrainingState]
-
-
-@pytest.fixture(autouse=True)
-def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FaultyStore]]:
-    monkeypatch.setenv("SMALLGPT_CACHE", str(tmp_path / "cache"))
-    with faulty_store() as store:
-        yield store
+pytestmark = pytest.mark.usefixtures("faulty")
 
 
 @pytest.fixture

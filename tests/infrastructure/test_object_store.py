@@ -2,7 +2,6 @@
 
 import errno
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,9 @@ import pytest
 from smallgpt.domain.errors import ConfigError, DataError
 from smallgpt.infrastructure.object_store import Store
 from smallgpt.infrastructure.retrying import ATTEMPTS
-from tests.faulty_store import FaultyStore, fail_on, faulty_store, stored
+from tests.faulty_store import FaultyStore, fail_on, stored
 
-
-@pytest.fixture(autouse=True)
-def faulty() -> Iterator[type[FaultyStore]]:
-    with faulty_store() as store:
-        yield store
+pytestmark = pytest.mark.usefixtures("faulty")
 
 
 @pytest.fixture(params=["faulty://bucket/a [1]*", "memory://bucket-{id}/a", "file://{tmp}/bucket/a"])

@@ -28,6 +28,7 @@ def export(
       smallgpt export runs/demo --to gguf --dtype q8_0 --out exports/gguf
       smallgpt export runs/demo --to onnx --out exports/onnx
       smallgpt export runs/letters --to peft --out exports/letters-adapter
+      smallgpt export runs/shares --to smallgpt --out models/joined
       smallgpt export runs/demo --to nanogpt --out exports/out
 
     Args:
