@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,6 +22,10 @@ if not torch.cuda.is_available():
 # Without a deadline a busy machine fails nothing; derandomized, a failure is the same one everywhere.
 settings.register_profile("smallgpt", deadline=None, derandomize=True, database=None)
 settings.load_profile("smallgpt")
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -32,11 +32,13 @@ class StopRequest:
 def stop_signals(*, launched: bool = False) -> Iterator[StopRequest]:
     """Within it SIGINT, SIGTERM and SIGHUP are noted instead of obeyed; after the first, the next does what it did before.
 
-    In a process that a launcher started the next ones change nothing: a batch system signals every process, and the
-    launcher, being one, passes the signal on once more. The launcher also kills what takes too long.
+    One that whoever started the process had it ignore, as nohup does with SIGHUP, stays ignored. In a process that a
+    launcher started the next ones change nothing: a batch system signals every process, and the launcher, being one,
+    passes the signal on once more. The launcher also kills what takes too long.
     """
     request = StopRequest(launcher=os.getppid() if launched else None)
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    former = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
 
     def obey_again() -> None:
         for number, handler in former.items():

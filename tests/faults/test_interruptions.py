@@ -157,10 +157,15 @@ def read_line(process: "subprocess.Popen[str]") -> str:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, "hung up", marks=pytest.mark.slow),
+    ],
 )
 def test_preparation_that_is_cut_off_leaves_nothing(
-    here: Path, start: Start, number: signal.Signals, code: int
+    here: Path, start: Start, number: signal.Signals, code: int, said: str
 ) -> None:
     pick = random.Random(0).choice
     syllables = ["ka", "lo", "mi", "tu", "re", "so", "na", "pe"]
@@ -173,7 +178,7 @@ def test_preparation_that_is_cut_off_leaves_nothing(
     process.send_signal(number)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (code, "")
-    assert err.splitlines()[-1] == f"smallgpt: {'interrupted' if code == 130 else 'terminated'}"
+    assert err.splitlines()[-1] == f"smallgpt: {said}"
     assert sorted(here.rglob("*")) == before
 
 

@@ -110,11 +110,16 @@ def test_a_server_for_other_machines_asks_for_its_key(start: Start, folder: Path
 
 
 @pytest.mark.slow
-def test_a_signal_before_any_request_ends_it(start: Start, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGHUP, 129, "hung up")]
+)
+def test_a_signal_before_any_request_ends_it(
+    start: Start, folder: Path, number: signal.Signals, code: int, said: str
+) -> None:
     process = start("serve", str(folder), "--port", "0")
     port = int(address(process).rpartition(":")[2])
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, out, err) == (130, "", "smallgpt: interrupted\n")
+    assert (process.returncode, out, err) == (code, "", f"smallgpt: {said}\n")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=5)

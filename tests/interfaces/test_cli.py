@@ -191,21 +191,35 @@ def test_what_a_command_returns_is_the_exit_code() -> None:
     assert errors.guard(lambda: None, debug=False) == 0
 
 
-def test_a_termination_signal_unwinds_and_the_former_handler_comes_back(capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("number", "code", "words"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "hung up")]
+)
+def test_a_termination_signal_unwinds_and_the_former_handler_comes_back(
+    capsys: pytest.CaptureFixture[str], number: signal.Signals, code: int, words: str
+) -> None:
+    before = signal.getsignal(number)
     cleaned = []
 
     def command() -> None:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             time.sleep(10)
         finally:
             cleaned.append(True)
 
-    assert errors.guard(command, debug=False) == 143
+    assert errors.guard(command, debug=False) == code
     assert cleaned
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert capsys.readouterr().err == "smallgpt: terminated\n"
+    assert signal.getsignal(number) is before
+    assert capsys.readouterr().err == f"smallgpt: {words}\n"
+
+
+def test_a_hang_up_that_nohup_ignores_ends_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert errors.guard(lambda: os.kill(os.getpid(), signal.SIGHUP), debug=False) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])

@@ -10,17 +10,30 @@ import pytest
 from smallgpt.interfaces.signals import stop_signals
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
+ALL = [*BOTH, signal.SIGHUP]
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", ALL)
 def test_the_first_signal_is_noted_and_the_handlers_come_back(number: signal.Signals) -> None:
-    before = [signal.getsignal(each) for each in BOTH]
+    before = [signal.getsignal(each) for each in ALL]
     with stop_signals() as stop:
         assert not stop()
         os.kill(os.getpid(), number)
         assert stop()
         assert stop.exit_code == 128 + number
-    assert [signal.getsignal(each) for each in BOTH] == before
+    assert [signal.getsignal(each) for each in ALL] == before
+
+
+@pytest.mark.parametrize("number", ALL)
+def test_what_is_ignored_from_the_start_stays_so_as_nohup_asks(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop:
+            os.kill(os.getpid(), number)
+            assert not stop()
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 TWICE = """

@@ -115,8 +115,8 @@ def started(count: int) -> Iterator[list[Worker]]:
 
 
 def _without_interrupts(command: list[str], descriptor: int) -> "subprocess.Popen[bytes]":
-    """A child that Ctrl-C does not reach: its parent ends it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """A child that neither Ctrl-C nor a closed terminal reaches: its parent ends it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
         return subprocess.Popen(command, pass_fds=[descriptor], stdin=subprocess.DEVNULL)
     finally:

@@ -32,7 +32,11 @@ REMEDIES = {
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived: unwinds like Ctrl-C, so that half-written folders are removed."""
+    """SIGTERM arrived, or the terminal is gone: unwinds like Ctrl-C, so that half-written folders are removed."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number
 
 
 def guard(command: Callable[[], object], *, debug: bool) -> int:
@@ -57,8 +61,8 @@ def guard(command: Callable[[], object], *, debug: bool) -> int:
         _say(["interrupted", *_notes(stopped)])
         return 130
     except Terminated as stopped:
-        _say(["terminated", *_notes(stopped)])
-        return 143
+        _say(["hung up" if stopped.number == signal.SIGHUP else "terminated", *_notes(stopped)])
+        return 128 + stopped.number
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -132,10 +136,14 @@ def _say(lines: Lines) -> None:
 @contextmanager
 def _terminable() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        raise Terminated(number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:  # as nohup asks
+            signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
@@ -85,6 +87,18 @@ class Running(Server):
     def stop(self) -> None:
         """What the first signal does. May be called from a signal's handler or another thread: it only notes."""
         self._asked = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """A closed terminal's too, unless the server was started with it ignored, as nohup does."""
+        with super().capture_signals():
+            before = signal.getsignal(signal.SIGHUP)
+            if before != signal.SIG_IGN:
+                signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGHUP, before)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal asks, and is raised again at the end, for the exit code; the second one ends the process."""
