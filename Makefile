@@ -70,7 +70,7 @@ ecosystem:  ## lm-evaluation-harness beside `smallgpt evaluate` on runs/demo, so
 	$(PYTHON) -m venv $(ECOSYSTEM)
 	$(ECOSYSTEM)/bin/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
 	$(ECOSYSTEM)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hf]'
-	$(ECOSYSTEM)/bin/pip install --quiet --disable-pip-version-check lm_eval==0.4.13
+	$(ECOSYSTEM)/bin/pip install --quiet --disable-pip-version-check 'lm_eval[hf]==0.4.13'
 	$(ECOSYSTEM)/bin/python tests/ecosystem/lm_eval_agrees.py runs/demo
 
 OPERATION ?= attention

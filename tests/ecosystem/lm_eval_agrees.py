@@ -1,6 +1,6 @@
 """Does lm-evaluation-harness, on an exported folder, find the bits per byte that `smallgpt evaluate` finds?
 
-    pip install lm_eval==0.4.13
+    pip install 'lm_eval[hf]==0.4.13'
     python tests/ecosystem/lm_eval_agrees.py runs/demo
 
 A run is exported with `--to hf`, and stories of the demo that it was not trained on are scored twice: by `smallgpt evaluate
