@@ -70,6 +70,17 @@ class RunRecord:
         return [event for event in self.of_kind("validation") if isfinite(number(event, "nats_per_token"))]
 
     @property
+    def last_validation(self) -> dict[str, Any] | None:
+        """The last pass over what was trained: one before any step says nothing of a run that has gone on since."""
+        last = self.validations[-1] if self.validations else None
+        return None if last is None or (last["step"] == 0 and self.steps_done > 0) else last
+
+    @property
+    def last_score(self) -> float:
+        """Nats per token of the last pass over what was trained; NaN where there is none."""
+        return float("nan") if self.last_validation is None else number(self.last_validation, "nats_per_token")
+
+    @property
     def comparable_validations(self) -> list[dict[str, Any]]:
         """In-loop passes, which all go over the same tokens; the final pass may cover more and is left out then."""
         if not self.validations:

@@ -22,7 +22,9 @@ def stopped_early(run: RunRecord) -> Finding | None:
         "warning",
         "The run did not finish",
         f"It {was} at step {run.steps_done:,} of {run.steps_planned:,}; the learning rate had not come down yet.",
-        "Continue it with `smallgpt train --resume RUN`.",
+        "Continue it with `smallgpt train --resume RUN`."
+        if run.of_kind("checkpoint")
+        else "It has no checkpoint yet: if it was killed, train it anew; a smaller --checkpoint.every loses less.",
     )
 
 
@@ -186,7 +188,7 @@ def over_fitting(run: RunRecord) -> Finding | None:
         "The model over-fits",
         f"Validation loss rose from {lowest:.3f} (step {best['step']:,}, its best) to {now:.3f} (step {last['step']:,})"
         f" while the training loss fell from {train_then:.3f} to {train_now:.3f}.",
-        "Use the checkpoint marked as best; next time fewer --training.max-steps, more data, or more --model.dropout.",
+        f"{_use_of_best(run)}; next time fewer --training.max-steps, more data, or more --model.dropout.",
     )
 
 
@@ -251,13 +253,25 @@ def _gave_up(run: RunRecord) -> bool:
 
 def _last_loss(run: RunRecord) -> tuple[float, str]:
     """Validation loss if there is one, else the last training losses unless smoothing or z-loss makes them incomparable."""
-    if run.validations:
-        return number(run.validations[-1], "nats_per_token"), "validation"
+    if isfinite(run.last_score):
+        return run.last_score, "validation"
     recent = [loss for loss in run.losses[-ENOUGH_STEPS:] if isfinite(loss)]
     training = run.config.training
     if training.label_smoothing or training.z_loss or not recent:
         return float("nan"), "training"
     return median(recent), "training"
+
+
+def _use_of_best(run: RunRecord) -> str:
+    """What to use of an over-fitted run: the best of what was saved, which a validation pass between saves is not."""
+    steps = {event["step"] for event in run.of_kind("checkpoint")}
+    saved = [event for event in run.comparable_validations if event["step"] in steps]
+    if not saved:
+        return "No checkpoint was judged"
+    best = min(saved, key=lambda event: number(event, "nats_per_token"))
+    return (
+        f"Use the checkpoint of step {best['step']:,} ({number(best, 'nats_per_token'):.3f}), which is marked as best"
+    )
 
 
 def _train_loss_around(run: RunRecord, step: int) -> float:

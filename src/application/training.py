@@ -72,6 +72,8 @@ class Loop:
         self.running: Running | None = None
         self.settled_at = time.perf_counter()
         self.first, self.compiled = True, compiled
+        self.paced_from = (0, 0.0)
+        """Step and time (perf_counter) at which the first step of this sitting had ended."""
         self.best: float | None = None
         self.started = time.perf_counter() if started is None else started
 
@@ -136,7 +138,7 @@ class Loop:
         now = time.perf_counter()
         if self.first:
             self.tracker.log({"event": "first_step", "step": steps, "seconds": now - self.settled_at})
-            self.first = False
+            self.first, self.paced_from = False, (steps, now)
         self.tokens += result.tokens
         self.tracker.log(self._train_event(steps, result, now - self.settled_at))
         self.settled_at = now
@@ -144,7 +146,6 @@ class Loop:
 
     def _train_event(self, steps: int, result: StepResult, seconds: float) -> dict[str, Any]:
         rate = result.tokens / seconds
-        remaining = self.stepper.total_steps - steps
         event = {
             "event": "train",
             "step": steps,
@@ -155,7 +156,7 @@ class Loop:
             "tokens_per_second": rate,
             "memory_bytes": self.memory(),
             "seconds": self.seconds,
-            "eta_seconds": self.seconds / steps * remaining,
+            "eta_seconds": self._pace(steps, seconds) * (self.stepper.total_steps - steps),
         }
         model = self.stepper.model
         if all(parameter.requires_grad for parameter in model.parameters()):  # a step beside frozen parts does less
@@ -163,6 +164,11 @@ class Loop:
         if self.stepper.scaler.is_enabled():
             event["loss_scale"] = result.loss_scale
         return event
+
+    def _pace(self, steps: int, seconds: float) -> float:
+        """Seconds a step since the first one of this sitting, with all that was looked at and saved; at first that one's."""
+        first, ended = self.paced_from
+        return (time.perf_counter() - ended) / (steps - first) if steps > first else seconds
 
     def _guard(self, steps: int, result: StepResult) -> None:
         """Count skipped updates, and give up when they do not end."""

@@ -20,7 +20,7 @@ FREE_SECTIONS = {"evaluation", "checkpoint", "kernels"}
 FREE_SETTINGS = {
     "training": {
         "max_steps",
-        "max_minutes",
+        "max_minutes",  # to give way to max_steps
         "micro_batch",
         "activation_checkpointing",
         "precision",
@@ -49,6 +49,12 @@ def check_same_data(config: RunConfig, store: TokenStore) -> None:
 
 def check_resumable(before: RunConfig, now: RunConfig) -> None:
     """Raises ConfigError that lists the settings which would make the resumed run another run."""
+    minutes = now.training.max_minutes
+    if minutes not in (None, before.training.max_minutes):
+        raise ConfigError(
+            f"training.max_minutes ({minutes:g}) plans a run when it begins, and this one has begun;\n"
+            "give --training.max-steps, its whole length, to go on for longer or stop sooner"
+        )
     changes = []
     for section in sorted(set(RunConfig.model_fields) - FREE_SECTIONS):
         old, new = _fixed(before, section), _fixed(now, section)
@@ -110,4 +116,17 @@ def _newest(run: RunFolder, config: RunConfig, warn: Callable[[str], None]) -> R
             f"training.max_steps ({config.training.max_steps}) is less than the {saved.step} steps that {run.path} has done; "
             "a run can only get longer"
         )
+    saved.loop["best"] = _lowest_loss(run, saved)
     return Resumed(path, saved)
+
+
+def _lowest_loss(run: RunFolder, saved: TrainingState) -> float | None:
+    """Of the checkpoint marked as best: a state is saved before it is scored, so that it does not know its own."""
+    best = checkpoints.best_checkpoint(run)
+    if best is not None and (step := int(best.name.removeprefix("step-"))) <= saved.step:
+        passes = (event for event in run.metrics() if event["event"] == "validation" and event["step"] == step)
+        scores = [float(each["nats_per_token"]) for each in passes if not each.get("final")]  # which has other tokens
+        if scores:
+            return scores[-1]
+    known: float | None = saved.loop["best"]
+    return known

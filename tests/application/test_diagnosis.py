@@ -51,6 +51,7 @@ class Run:
             "baselines": BASELINES,
         }
         self.skips: list[Event] = []
+        self.checkpoints: list[Event] = [{"event": "checkpoint", "step": step} for step in (100, 300, 400)]
         self.end: Event | None = {"event": "end", "step": STEPS, "seconds": 100.0, "reason": "finished"}
 
     @staticmethod
@@ -68,7 +69,7 @@ class Run:
 
     def diagnose(self) -> list[Finding]:
         ends = [self.end] if self.end else []
-        events = [self.start, *self.train, *self.validations, *self.skips, *ends]
+        events = [self.start, *self.train, *self.validations, *self.checkpoints, *self.skips, *ends]
         return diagnose(RunConfig.model_validate(self.config), events, self.manifest)
 
     def splits(self) -> dict[str, Any]:
@@ -178,6 +179,17 @@ def killed(run: Run) -> None:
     run.end = None
 
 
+def killed_before_a_checkpoint(run: Run) -> None:
+    killed(run)
+    run.checkpoints = []
+
+
+def stopped_before_a_validation(run: Run) -> None:
+    """What is known of the model is its training loss: the only pass was over random weights."""
+    interrupted(run)
+    run.validations = [{"event": "validation", "step": 0, "nats_per_token": 8.1, "tokens": 10_000}]
+
+
 def slowing(run: Run) -> None:
     for event in run.train[200:]:
         event["tokens_per_second"] *= 0.5
@@ -265,6 +277,8 @@ FAULTS: list[tuple[Callable[[Run], None], str, str, list[str], str]] = [
     (train_loss_above_bigram, "warning", "bigram", ["training loss"], "--training.max-steps"),
     (interrupted, "warning", "did not finish", ["interrupted", "350 of 400"], "--resume"),
     (killed, "warning", "did not finish", ["killed", "350 of 400"], "--resume"),
+    (killed_before_a_checkpoint, "warning", "did not finish", ["killed", "350 of 400"], "--checkpoint.every"),
+    (stopped_before_a_validation, "warning", "did not finish", ["interrupted", "350 of 400"], "--resume"),
     (slowing, "warning", "slower", ["20,000", "10,000", "50%"], "--training.threads"),
     (short, "note", "too short", ["is 5;"], "--training.max-steps"),
     (smoothed, "note", "label smoothing", ["0.1", "2,048", "1.09"], "--training.label-smoothing"),
@@ -327,6 +341,16 @@ def test_the_final_pass_over_more_text_is_not_taken_for_over_fitting() -> None:
     last = run.validations[-1]
     run.validations.append(dict(last, nats_per_token=last["nats_per_token"] + 0.5, tokens=40_000, final=True))
     assert run.diagnose() == []
+
+
+def test_an_over_fitted_run_is_told_which_checkpoint_is_its_best() -> None:
+    run = Run()
+    over_fitted(run)  # its best pass, after step 200, was between two saves
+    (finding,) = run.diagnose()
+    assert "Use the checkpoint of step 300 (2.700), which is marked as best" in finding.remedy
+    run.checkpoints = []
+    (finding,) = run.diagnose()
+    assert finding.remedy.startswith("No checkpoint was judged")
 
 
 def test_steps_that_a_resume_did_again_count_once() -> None:

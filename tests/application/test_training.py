@@ -1,6 +1,7 @@
 """The loop: what it learns, records and saves, when it looks, and when it gives up."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import isfinite, nan
 from types import SimpleNamespace
 from typing import Any
@@ -123,10 +124,33 @@ def test_a_training_event_says_what_the_step_did(tiny: GPTConfig, make_loop: Mak
         assert event["grad_norm"] > 0
         assert event["memory_bytes"] == 123
         assert event["mfu"] == pytest.approx(event["tokens_per_second"] * flops_per_token(tiny) / 1e9)
-        assert event["eta_seconds"] == pytest.approx(event["seconds"] / step * (STEPS - step), rel=0.05)
         assert "loss_scale" not in event
     seconds = [event["seconds"] for event in record.of("train")]
     assert seconds == sorted(seconds)
+
+
+def test_the_time_left_is_by_the_pace_of_steps_and_not_by_what_came_before_them(
+    tiny: GPTConfig, make_loop: MakeLoop, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def passing(seconds: float, action: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*arguments: Any, **settings: Any) -> Any:
+            clock[0] += seconds
+            return action(*arguments, **settings)
+
+        return slow
+
+    monkeypatch.setattr("smallgpt.application.training.time.perf_counter", lambda: clock[0])
+    config = settings(tiny, evaluation={"every": 4}, checkpoint={"every": 0})
+    loop = make_loop(config, record)
+    loop.look = replace(loop.look, evaluate=passing(100.0, loop.look.evaluate))
+    monkeypatch.setattr(loop.stepper, "start", passing(2.0, loop.stepper.start))
+    loop.run()
+    left = {event["step"]: event["eta_seconds"] for event in record.of("train")}
+    assert left[1] == 2 * (STEPS - 1)  # the pass before it took 100
+    assert left[4] == 2 * (STEPS - 4)
+    assert left[5] == (2 * 4 + 100) / 4 * (STEPS - 5)  # a pass among the steps will come again
 
 
 @pytest.mark.parametrize("extra", ["label_smoothing", "z_loss"])

@@ -168,6 +168,24 @@ def test_the_page_shows_what_the_record_holds(make_run: MakeRun) -> None:
     assert page.source.count("class='sample'") == 12
 
 
+def test_a_validation_before_the_first_step_is_not_the_trained_models(make_run: MakeRun) -> None:
+    run = make_run(validate=False)
+    events = RunFolder(run).metrics()
+    guess = {"event": "validation", "step": 0, **score(8.1)}
+    write_events(run, [events[0], guess, *events[1:-1], {**events[-1], "reason": "interrupted", "step": 50}])
+    page = Page(write_report(run))
+    assert "There was no validation pass" in page.text
+    assert "8.100" not in page.text
+    assert "not learning" not in page.text
+
+
+def test_an_older_validation_is_shown_with_its_step(make_run: MakeRun) -> None:
+    run = make_run()
+    events = [event for event in RunFolder(run).metrics() if event["event"] != "validation" or event["step"] <= 90]
+    write_events(run, events)
+    assert "The validation loss was, at step 90, 2.104 nats a token" in Page(write_report(run)).text
+
+
 def test_findings_are_on_the_page(make_run: MakeRun) -> None:
     page = Page(write_report(make_run(training={"label_smoothing": 0.1})))
     assert "note: The training loss includes label smoothing" in page.text

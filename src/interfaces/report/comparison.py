@@ -1,11 +1,12 @@
 """Several runs on one page: their curves in one picture, their results and differences in two tables."""
 
 from collections import Counter
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from smallgpt.application.diagnosis import diagnose
-from smallgpt.application.findings import RunRecord, number
+from smallgpt.application.findings import RunRecord
 from smallgpt.interfaces.report import plots
 from smallgpt.interfaces.report.markup import bulk, duration, table
 from smallgpt.interfaces.report.page import bits_per_byte, run_seconds, typical_speed, write_page
@@ -44,7 +45,7 @@ def _results(records: dict[str, RunRecord]) -> str:
 
 
 def _result(name: str, record: RunRecord) -> list[str]:
-    loss = f"{number(record.validations[-1], 'nats_per_token'):.3f}" if record.validations else "–"
+    loss = f"{record.last_score:.3f}" if isfinite(record.last_score) else "–"
     return [
         name,
         loss,

@@ -57,10 +57,11 @@ def verdict(record: RunRecord) -> str:
     done, planned = record.steps_done, record.steps_planned
     steps = "1 step" if done == 1 else f"{done:,} steps"
     ended = f"Finished after {steps}." if record.finished else f"Stopped after {done:,} of {planned:,} steps."
-    if not record.validations:
+    if record.last_validation is None:
         return f"{ended} There was no validation pass, so nothing says how it does on text it has not seen."
-    last = number(record.validations[-1], "nats_per_token")
-    return f"{ended} The validation loss is {last:.3f} nats a token, {standing(last, record.baselines)}."
+    at, last = int(record.last_validation["step"]), record.last_score
+    when = "is" if at == done else f"was, at step {at:,},"
+    return f"{ended} The validation loss {when} {last:.3f} nats a token, {standing(last, record.baselines)}."
 
 
 def _figures(record: RunRecord) -> str:
@@ -80,7 +81,7 @@ def _figures(record: RunRecord) -> str:
 def bits_per_byte(record: RunRecord) -> str:
     """Of the last validation pass, with half its 95 % interval when known."""
     words = _of_last(record, "bits_per_byte", "{:.3f}")
-    interval = record.validations[-1].get("bits_per_byte_interval") if record.validations else None
+    interval = (record.last_validation or {}).get("bits_per_byte_interval")
     return f"{words} ± {(interval[1] - interval[0]) / 2:.3f}" if interval and words != "–" else words
 
 
@@ -97,7 +98,7 @@ def typical_speed(record: RunRecord) -> float | None:
 
 
 def _of_last(record: RunRecord, key: str, form: str) -> str:
-    last = record.validations[-1].get(key) if record.validations else None
+    last = (record.last_validation or {}).get(key)
     return "–" if last is None else form.format(last)
 
 
@@ -140,7 +141,7 @@ def _sample(event: dict[str, Any]) -> str:
 def _lines(record: RunRecord) -> list[str]:
     if not record.baselines:
         return []
-    last = number(record.validations[-1], "nats_per_token") if record.validations else float("nan")
+    last = record.last_score
     rows = [
         [name, f"{nats:.3f}", "yes" if last < nats else "no" if last >= nats else "–"]
         for name, nats in record.baselines.items()
