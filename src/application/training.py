@@ -206,14 +206,14 @@ class Loop:
 
     def _look_if_due(self) -> None:
         """Validation and sample of this step; the best checkpoint so far, all judged on the same tokens, is marked."""
-        config = self.stepper.config
-        saved = self._checkpoint_due() or self.step == self.stepper.total_steps
+        config, ended = self.stepper.config, self.step == self.stepper.total_steps
+        saved = self._checkpoint_due() or ended
         if saved or self._due(config.evaluation.every):
             score = self._evaluate(whole=False)
             if saved and score.nats_per_token < (inf if self.best is None else self.best):
                 self.best = score.nats_per_token
                 self.checkpoints.mark_best(self.step)
-        if self._due(config.evaluation.sample_every):
+        if self._due(config.evaluation.sample_every) or (ended and config.evaluation.sample_every):
             sample = self.look.sample(self.stepper.model, self.step)
             self.tracker.log({"event": "sample", "step": self.step, **sample})
 

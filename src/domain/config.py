@@ -156,7 +156,7 @@ class EvaluationConfig(Section):
     max_tokens: Positive = 100_000
     """Validation tokens of an in-training pass (the first ones of the split); the final pass takes the whole split."""
     sample_every: StepsOrShare = 0.1
-    """Continue the prompt: steps or share between two; 0 never."""
+    """Continue the prompt: steps or share between two, and at the end; 0 never."""
     sample_tokens: Positive = 60
     """Length of that continuation, in tokens."""
     prompt: str = "Once upon a time"

@@ -25,7 +25,7 @@ STEPS = 12
 
 
 def settings(model: GPTConfig, **sections: dict[str, Any]) -> RunConfig:
-    """12 steps; checkpoints at 4, 8, 12; validation at 0, 3, 6, 9, at checkpoints and at the end; samples at 0, 5, 10."""
+    """12 steps; checkpoints at 4, 8, 12; validation at 0, 3, 6, 9, at checkpoints and at the end; samples at 0, 5, 10, 12."""
     plain: dict[str, dict[str, Any]] = {
         "training": {"batch_size": 4, "max_steps": STEPS, "max_skipped": 3},
         "evaluation": {"every": 3, "sample_every": 5},
@@ -84,7 +84,7 @@ def test_it_looks_and_saves_when_it_is_due(tiny: GPTConfig, make_loop: MakeLoop,
     assert [e["step"] for e in record.of("train")] == list(range(1, STEPS + 1))
     assert [e["step"] for e in record.of("validation") if not e["final"]] == [0, 3, 4, 6, 8, 9, STEPS]
     assert [e["step"] for e in record.of("validation") if e["final"]] == [STEPS]
-    assert [e["step"] for e in record.of("sample")] == [0, 5, 10]
+    assert [e["step"] for e in record.of("sample")] == [0, 5, 10, STEPS]
     assert [state.step for state in record.states] == [4, 8, 12]
     assert record.events[-1]["event"] == "end"
     assert outcome.final is not None
