@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -90,11 +91,13 @@ class Running(Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """A closed terminal's too, unless the server was started with it ignored, as nohup does."""
+        """A closed terminal's too, unless it is ignored, as nohup asks, or a thread serves, which gets no signals."""
         with super().capture_signals():
             before = signal.getsignal(signal.SIGHUP)
-            if before != signal.SIG_IGN:
-                signal.signal(signal.SIGHUP, self.handle_exit)
+            if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+                yield
+                return
+            signal.signal(signal.SIGHUP, self.handle_exit)
             try:
                 yield
             finally:
