@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
-_PASSWORD = re.compile(r"(?<=://)[^/\s]+:[^/\s]*@")
+_USER = re.compile(r"(?<=://)[^/\s]+@")  # a name alone may be a token
 _SIGNATURE = re.compile(r"(://[^\s?]*)\?\S+")
 
 
@@ -18,7 +18,7 @@ def is_url(text: str) -> bool:
 
 def without_secrets(text: str) -> str:
     """A URL, or words with URLs in them, without user:password@ and without ?what=follows."""
-    return _SIGNATURE.sub(r"\1", _PASSWORD.sub("", text))
+    return _SIGNATURE.sub(r"\1", _USER.sub("", text))
 
 
 def place(value: object) -> object:

@@ -5,6 +5,7 @@ list of words into which text is cut character by character, so that other tools
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -131,6 +132,6 @@ def _check(characters: Sequence[str]) -> None:
     for character in characters:
         if not isinstance(character, str) or len(character) != 1 or well_formed(character) != character:
             raise ValueError(f"{character!r} is not one character")
-    if len(set(characters)) < len(characters):
-        twice = next(character for character in characters if characters.count(character) > 1)
-        raise ValueError(f"{twice!r} is there twice")
+    ((commonest, count),) = Counter(characters).most_common(1)
+    if count > 1:
+        raise ValueError(f"{commonest!r} is there twice")

@@ -296,7 +296,10 @@ def _is_complete(files: object) -> TypeGuard[dict[str, Any]]:
 
 
 def _is_entry(value: object) -> bool:
-    return isinstance(value, dict) and value.keys() >= {"bytes", "sha256"}
+    match value:
+        case {"bytes": int(size), "sha256": str()}:
+            return size >= 0
+    return False
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

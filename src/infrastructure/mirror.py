@@ -14,7 +14,6 @@ from threading import Lock, Thread
 from typing import Any
 
 from smallgpt.domain.errors import CheckpointError, NumericsError, SmallGPTError
-from smallgpt.domain.places import without_secrets
 from smallgpt.infrastructure.checkpoints import MANIFEST, expected_files
 from smallgpt.infrastructure.copies import BEST, CONFIG, DAMAGED, METRICS
 from smallgpt.infrastructure.object_store import Store
@@ -209,7 +208,7 @@ def _words(error: Exception) -> str:
     """What to say of an error, which may be of any library."""
     if isinstance(error, SmallGPTError):
         return str(error)
-    return f"{type(error).__name__}: {without_secrets(reason_of(error))}"
+    return f"{type(error).__name__}: {reason_of(error)}"
 
 
 def _stage(checkpoint: Path, staged: Path) -> bool:

@@ -158,7 +158,7 @@ class Store:
 
     def _cleared(self, error: Exception, where: str) -> Exception:
         """A library's error as one of ours, as TransientError where another attempt may help, or as it is."""
-        reason = without_secrets(reason_of(error))
+        reason = reason_of(error)  # what a library says may hold passwords
         status = getattr(error, "status", None) or getattr(error, "code", None)
         match error:
             case TransientError() | SmallGPTError():

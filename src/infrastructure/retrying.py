@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from smallgpt.domain.places import without_secrets
+
 if TYPE_CHECKING:
     from smallgpt.infrastructure.progress import Progress
 
@@ -68,9 +70,10 @@ def innermost(error: BaseException) -> BaseException:
 
 
 def reason_of(error: BaseException) -> str:
-    """A few words for an error."""
+    """A few words for an error, without the secrets of a URL in them."""
     first = innermost(error)
-    return (str(first).strip().splitlines() or [type(first).__name__])[0][:100]
+    line = (str(first).strip().splitlines() or [type(first).__name__])[0]
+    return without_secrets(line)[:100]  # in this order: half a password is no longer known as one
 
 
 def is_html(content: bytes) -> bool:

@@ -41,7 +41,7 @@ class RunFolder:
             raise CheckpointError(
                 f"{self.path} is no run: it has no config.toml; name a folder that `smallgpt train` made."
             ) from None
-        except (tomllib.TOMLDecodeError, ValidationError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, ValidationError, UnicodeDecodeError, RecursionError) as error:
             raise CheckpointError(f"{self.config_file} cannot be read: {str(error).splitlines()[0]}") from None
 
     def write_config(self, config: RunConfig) -> None:

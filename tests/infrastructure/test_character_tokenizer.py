@@ -1,6 +1,7 @@
 """A token a character: round trips, other tools, and characters that are not in the table."""
 
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,11 @@ def test_files_that_are_no_table_are_refused(
     path.write_text(changed, encoding="utf-8")
     with pytest.raises(DataError, match=words):
         load_tokenizer(path)
+
+
+def test_a_large_table_with_one_character_twice_is_refused_at_once() -> None:
+    table = [chr(0x4E00 + number) for number in range(20_000)]
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="is there twice"):
+        CharacterTokenizer([*table, table[-1]])
+    assert time.monotonic() - began < 1  # counting each one took five seconds

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from smallgpt.domain.state import TrainingState
 from smallgpt.infrastructure.checkpoints import (
     RunCheckpoints,
     best_checkpoint,
+    expected_files,
     load_checkpoint,
     newest_good,
     read_model_config,
@@ -195,6 +197,20 @@ def test_a_manifest_that_makes_no_sense_is_named(keeper: RunCheckpoints, make_st
     (folder / "manifest.json").write_text(manifest)
     with pytest.raises(CheckpointError, match=r"manifest\.json|config\.json"):
         verify(folder)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"bytes": "x", "sha256": ""}, {"bytes": -1, "sha256": ""}, {"bytes": 1, "sha256": 1}]
+)
+def test_a_manifest_whose_figures_make_no_sense_is_named(
+    keeper: RunCheckpoints, make_state: MakeState, entry: dict[str, Any]
+) -> None:
+    folder = saved(keeper, make_state(1))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["state.json"] = entry
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        expected_files(folder)
 
 
 @pytest.mark.parametrize(

@@ -62,3 +62,9 @@ def test_the_first_cause_gives_the_reason() -> None:
     error.__cause__ = OSError("no such host\nand more")
     assert reason_of(error) == "no such host"
     assert reason_of(TimeoutError()) == "TimeoutError"
+
+
+def test_a_secret_is_taken_out_before_the_words_are_cut() -> None:
+    error = OSError("x" * 70 + " https://me:hunter2hunter2hunter2@host/file")
+    assert "hunter2" not in reason_of(error)
+    assert len(reason_of(error)) <= 100

@@ -36,7 +36,15 @@ def test_every_setting_survives(run: RunFolder, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"[model", b"[model]\nn_heads = 4", b"[model]\nn_layer = 0", b"\xff\xfe", b'model = "large"']
+    "content",
+    [
+        b"[model",
+        b"[model]\nn_heads = 4",
+        b"[model]\nn_layer = 0",
+        b"\xff\xfe",
+        b'model = "large"',
+        b"a = " + b"[" * 5000,
+    ],
 )
 def test_a_configuration_that_cannot_be_read_is_named(run: RunFolder, content: bytes) -> None:
     run.path.mkdir()

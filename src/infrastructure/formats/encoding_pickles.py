@@ -25,6 +25,8 @@ PATTERNS = {
 """GPT-2's, as tiktoken has written it over its versions: the pieces are the same."""
 LONGEST_TOKEN = 1024
 """Bytes; finding the merges of a longer one would take long."""
+MOST_WORK = 2**26
+"""Sum of the squares of the tokens' lengths, by which finding all merges takes: some ten seconds."""
 
 
 def read_encoding(path: Path) -> Tokenizer:
@@ -69,6 +71,8 @@ def _check(pattern: str, ranks: Mapping[Any, Any], specials: Mapping[Any, Any]) 
         raise ValueError(f"it splits text in another way than GPT-2, by {pattern[:100]!r}")
     if not all(type(token) is bytes and 0 < len(token) <= LONGEST_TOKEN for token in ranks):
         raise ValueError(f"its tokens are not all of 1 to {LONGEST_TOKEN} bytes")
+    if sum(len(token) ** 2 for token in ranks) > MOST_WORK:
+        raise ValueError("its tokens are longer, all in all, than those of a vocabulary")
     if not all(type(name) is str and name for name in specials):
         raise ValueError("its special tokens are not all text")
     if not all(type(number) is int for number in [*ranks.values(), *specials.values()]):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from smallgpt.domain.errors import CheckpointError
+from smallgpt.infrastructure.formats.ranges import overlap
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -94,12 +95,11 @@ class GgufFile:
                 f"{self.path}: {name} is quantized as {UNREAD.get(number, f'kind {number}')}; smallgpt reads "
                 f"{', '.join(kind.name for kind in KINDS.values())}, so give a file with one of these"
             )
-        kind = KINDS[number]
+        kind, size = KINDS[number], _size(self.places[name])
         if shape[-1] % kind.block:
             raise CheckpointError(
                 f"{self.path}: {name} has rows of {shape[-1]}, no multiple of {kind.name}'s {kind.block}"
             )
-        size = prod(shape) // kind.block * kind.size
         if start + size > len(self.content):
             raise CheckpointError(
                 f"{self.path} is cut short: {name} ends {start + size - len(self.content):,} bytes after the file does; "
@@ -107,6 +107,12 @@ class GgufFile:
             )
         blocks = np.array(self.content[start : start + size]).reshape(-1, kind.size)
         return torch.from_numpy(kind.numbers(blocks).reshape(shape))
+
+
+def _size(place: Place) -> int:
+    """Bytes of a tensor; 0 where its kind is not known."""
+    kind = KINDS.get(place.kind)
+    return 0 if kind is None else prod(place.shape) // kind.block * kind.size
 
 
 def read_gguf(path: Path) -> GgufFile:
@@ -139,6 +145,8 @@ def read_gguf(path: Path) -> GgufFile:
         if name in places:
             cursor.refuse(f"the tensor {name} is there twice")
         places[name] = cursor.place()
+    if shared := overlap((place.start, _size(place), name) for name, place in places.items()):
+        cursor.refuse(f"the tensors {' and '.join(shared)} share bytes")
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
         cursor.refuse(f"general.alignment is {alignment!r}")

@@ -24,6 +24,7 @@ from smallgpt.domain.errors import CheckpointError, ConfigError
 from smallgpt.infrastructure.formats import plain
 from smallgpt.infrastructure.formats.configs import model_config
 from smallgpt.infrastructure.formats.portable import PortableModel, taken
+from smallgpt.infrastructure.formats.ranges import overlap
 from smallgpt.infrastructure.formats.single_file import single_file
 from smallgpt.infrastructure.tokenizers import AnyTokenizer, load_tokenizer
 
@@ -47,6 +48,7 @@ def read(path: Path) -> PortableModel:
     file = single_file(path, "ONNX")
     graph = _parsed(file)
     config = _config(graph, file)
+    _check_apart(graph, file)
     tensors = {str(tensor.name): _tensor(tensor, file) for tensor in graph.graph.initializer}
     if HEAD in tensors:
         tensors.setdefault(EMBEDDING, tensors[HEAD])  # one and the same, so the graph has it once
@@ -210,13 +212,16 @@ def _tensor(tensor: Any, file: Path) -> Tensor:
     return torch.from_numpy(np.frombuffer(data, "<f4").astype(np.float32).reshape(shape))
 
 
+def _check_apart(graph: Any, file: Path) -> None:
+    """Raises CheckpointError for weights that share bytes of the second file."""
+    beside = [tensor for tensor in graph.graph.initializer if tensor.external_data]
+    if shared := overlap((_start(tensor, file), prod(tensor.dims) * 4, str(tensor.name)) for tensor in beside):
+        raise CheckpointError(f"{file} is damaged: {' and '.join(shared)} share bytes of {DATA}; export it again")
+
+
 def _beside(tensor: Any, file: Path, size: int) -> bytes:
     """The bytes of a weight in the second file, of which no other name is believed."""
-    place = {str(entry.key): str(entry.value) for entry in tensor.external_data}
-    if place.get("location") != DATA or not place.get("offset", "0").isdecimal():
-        raise CheckpointError(f"{file}: {tensor.name} is at {place}, not in {DATA}; it is damaged")
-    path = file.with_name(DATA)
-    start = int(place.get("offset", "0"))
+    path, start = file.with_name(DATA), _start(tensor, file)
     try:
         with path.open("rb") as content:
             if start + size > path.stat().st_size:
@@ -225,6 +230,14 @@ def _beside(tensor: Any, file: Path, size: int) -> bytes:
             return content.read(size)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; it belongs to {file.name}") from None
+
+
+def _start(tensor: Any, file: Path) -> int:
+    """The first byte of a weight in the second file. Raises CheckpointError for one that is elsewhere."""
+    place = {str(entry.key): str(entry.value) for entry in tensor.external_data}
+    if place.get("location") != DATA or not place.get("offset", "0").isdecimal():
+        raise CheckpointError(f"{file}: {tensor.name} is at {place}, not in {DATA}; it is damaged")
+    return int(place.get("offset", "0"))
 
 
 def _tokenizer(file: Path, config: GPTConfig) -> AnyTokenizer | None:

@@ -1,6 +1,6 @@
 """What every format is read into and written from: a model's sizes, weights and tokenizer, and nothing of a tool."""
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 import torch
@@ -77,6 +77,7 @@ def taken(tensors: Mapping[str, Tensor], config: GPTConfig, where: str, layout: 
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(MASKS)}
     head = tensors.pop("lm_head.weight", None)
     _check_names(expected.keys(), tensors.keys(), where)
+    _check_apart(tensors.values(), where)
     kept = {name: _checked(name, tensors[name], shape, where) for name, shape in expected.items()}
     if head is not None and not _equal(head, tensors[layout.theirs("transformer.wte.weight")]):
         raise CheckpointError(
@@ -111,6 +112,14 @@ def _checked(name: str, tensor: Tensor, shape: torch.Size, where: str) -> Tensor
     if not kept.isfinite().all():
         raise CheckpointError(f"{where}: {name} holds numbers that are not finite; the file or the run is damaged")
     return kept
+
+
+def _check_apart(tensors: Iterable[Tensor], where: str) -> None:
+    """Views of the same numbers could make a model of any size out of a small file."""
+    plain = [tensor for tensor in tensors if tensor.layout is torch.strided and not tensor.is_meta]
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in plain)}
+    if sum(tensor.numel() * tensor.element_size() for tensor in plain) > sum(storages.values()):
+        raise CheckpointError(f"{where}: its weights share their numbers; give a file that holds each of them")
 
 
 def _check_names(expected: Set[str], found: Set[str], where: str) -> None:

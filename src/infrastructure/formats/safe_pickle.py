@@ -45,7 +45,7 @@ def read_pickle(path: Path, allowed: Set[str] = frozenset()) -> Any:
     """
     if path.stat().st_size > LARGEST:
         raise ValueError(f"it has {path.stat().st_size:,} bytes, and at most {LARGEST:,} are read")
-    machine = _Machine(allowed)
+    machine = _Machine(allowed, path.stat().st_size)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of escapes in a damaged text
@@ -59,8 +59,10 @@ def read_pickle(path: Path, allowed: Set[str] = frozenset()) -> Any:
 class _Machine:
     """The stack and the memory of a pickle's program."""
 
-    def __init__(self, allowed: Set[str]) -> None:
+    def __init__(self, allowed: Set[str], size: int) -> None:
         self.allowed = allowed
+        self.room = size
+        """Bytes that may yet be made of text: the same text, encoded again and again, must not fill the memory."""
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         """What was on the stack at each mark."""
@@ -129,6 +131,9 @@ class _Machine:
         name = function.name if type(function) is Named else type(function).__name__
         match name, arguments:
             case "_codecs.encode", (str(text), "latin1"):
+                self.room -= len(text)
+                if self.room < 0:
+                    raise ValueError("it makes more bytes than it holds")
                 self.push(text.encode("latin-1"))
             case "builtins.bytes", ():
                 self.push(b"")

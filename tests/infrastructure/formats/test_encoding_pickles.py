@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,15 @@ def test_a_damaged_pickle_is_refused_or_still_the_tokenizer(bpe: Tokenizer, tmp_
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="Is a directory"):
         read_encoding(tmp_path)
+
+
+def test_tokens_too_long_to_find_their_merges_are_refused_at_once(bpe: Tokenizer, tmp_path: Path) -> None:
+    long = {bytes([97 + number % 26]) * 1000 + str(number).encode(): 300 + number for number in range(200)}
+    path = tmp_path / "tokenizer.pkl"
+    path.write_bytes(pickle.dumps({"made": 1}))
+    ranks = {**byte_tokenizer().rules.vocabulary, **long}
+    path.write_bytes(pickle.dumps(encoding_of(bpe, mergeable_ranks=ranks, special_tokens={}), 4))
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match="longer, all in all, than those of a vocabulary"):
+        read_encoding(path)
+    assert time.monotonic() - began < 5

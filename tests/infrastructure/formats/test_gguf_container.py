@@ -1,5 +1,6 @@
 """Our reading of GGUF's container, beside the gguf package's."""
 
+import struct
 from pathlib import Path
 
 import gguf
@@ -72,3 +73,14 @@ def test_a_kind_that_is_not_read_is_named(kind: Kind, tmp_path: Path) -> None:
     name = "kind 34" if kind == Kind.TQ1_0 else kind.name
     with pytest.raises(CheckpointError, match=f"t is quantized as {name}; smallgpt reads F32, F16, Q8_0, BF16"):
         read_gguf(path).tensor("t")
+
+
+def test_tensors_that_share_bytes_are_refused(tmp_path: Path) -> None:
+    """A few bytes a name could make any number of large tensors out of one."""
+    path = written(tmp_path / "a.gguf", (Kind.F32, Kind.F16))
+    content = path.read_bytes()
+    name = b"as.F16"
+    start = content.index(name) + len(name) + 4 + 2 * 8 + 4  # dimensions, both of them, kind
+    path.write_bytes(content[:start] + struct.pack("<Q", 0) + content[start + 8 :])
+    with pytest.raises(CheckpointError, match=r"the tensors as\.F16 and as\.F32 share bytes"):
+        read_gguf(path)

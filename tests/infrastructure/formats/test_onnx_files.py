@@ -102,6 +102,16 @@ def test_weights_too_large_for_one_file_go_beside_it(
     (tmp_path / "model.onnx.data").write_bytes(content[:-100])
     with pytest.raises(CheckpointError, match=r"model\.onnx\.data is cut short: lm_head"):
         onnx_files.read(tmp_path)
+    (tmp_path / "model.onnx.data").write_bytes(content)
+    graph = onnx.load(str(tmp_path / "model.onnx"), load_external_data=False)
+    for tensor in graph.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = "0" if entry.key == "offset" else entry.value
+    whole = (tmp_path / "model.onnx").read_bytes()
+    (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(CheckpointError, match=r"share bytes of model\.onnx\.data; export it again"):
+        onnx_files.read(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(whole)
     (tmp_path / "model.onnx.data").unlink()
     with pytest.raises(
         CheckpointError, match=r"model\.onnx\.data cannot be read: No such file.*belongs to model\.onnx"

@@ -54,6 +54,10 @@ def bad_number(value: float) -> Callable[[Tensor], Tensor]:
         (with_one(LN, bad_number(torch.nan)), f"{LN} holds numbers that are not finite"),
         (with_one(LN, bad_number(torch.inf)), f"{LN} holds numbers that are not finite"),
         (with_one(LN, lambda t: t.double() * 1e300), f"{LN} holds numbers that are not finite"),
+        (
+            with_one("transformer.wpe.weight", lambda t: torch.zeros(1).expand(12, 32)),
+            "its weights share their numbers",
+        ),
         (lambda tensors: {**tensors, "lm_head.weight": torch.ones(61, 32)}, "output head is a matrix of its own"),
         (lambda tensors: {**tensors, "lm_head.weight": torch.ones(60, 32)}, "output head is a matrix of its own"),
     ],

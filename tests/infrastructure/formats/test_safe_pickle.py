@@ -179,3 +179,13 @@ def test_bombs_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(safe_pickle, "LARGEST", 4)
     with pytest.raises(ValueError, match="9 bytes, and at most 4"):
         read_pickle(path)
+
+
+def test_text_encoded_again_and_again_does_not_fill_the_memory(tmp_path: Path) -> None:
+    words = b"X" + struct.pack("<I", 10_000) + b"a" * 10_000 + b"\x94"  # remembered as 0
+    encode = found("_codecs", "encode") + b"\x94" + text("latin1") + b"\x94"  # as 1 and 2
+    call = b"h\x01h\x00h\x02\x86R"
+    path = tmp_path / "many.pkl"
+    path.write_bytes(b"\x80\x04](" + words + encode + b"000" + call * 5_000 + b"e.")
+    with pytest.raises(ValueError, match="more bytes than it holds"):
+        read_pickle(path, BUILDING)
