@@ -87,7 +87,7 @@ class DataConfig(Section):
     vocab_size: Annotated[int, Field(ge=257, le=65536)] = 2048
     """Vocabulary of an own BPE."""
     sha256: str | None = None
-    """Of the training tokens; filled in by the run, so that it cannot be resumed on other data."""
+    """Of the training tokens by dataset.json's word; filled in by the run, so that it cannot be resumed on other data."""
 
     @field_validator("mixture", mode="before")
     @classmethod
