@@ -25,7 +25,7 @@ def evaluate(
     /,
     *,
     data: PlaceOf | None = None,
-    split: Literal["train", "validation"] = "validation",
+    split: Literal["train", "validation"] | None = None,
     text: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = (),
     weights: Literal["float32", "bfloat16", "int8"] = "float32",
     device: str = "auto",
@@ -46,7 +46,7 @@ def evaluate(
     Args:
         run: Run, checkpoint or exported folder; a run or checkpoint also by its URL.
         data: Data folder, or its URL, made with the run's own tokenizer.
-        split: Which part of the data folder.
+        split: Which part of the data folder; validation unless given.
         text: Files to score instead (.txt, .jsonl, .parquet), split into tokens by the run's own tokenizer.
         weights: Score the model as generate runs it with these weights, and as it is, to tell what rounding them costs.
         device: auto, cpu, cuda or cuda:N.
@@ -56,6 +56,8 @@ def evaluate(
     """
     if text and data is not None:
         raise ConfigError("give --data or --text, not both")
+    if text and split is not None:
+        raise ConfigError(f"--split {split} is a part of a data folder, and --text is scored whole; leave one out")
     from rich.console import Console
 
     from smallgpt.infrastructure.devices import choose_device
@@ -81,7 +83,7 @@ def evaluate(
         baselines = store.baselines
         phases.end("data")
         progress = _progress(opened.model.config.block_size)
-        score_it = lambda: evaluate_split(opened.model, store, split, progress=progress)  # noqa: E731
+        score_it = lambda: evaluate_split(opened.model, store, split or "validation", progress=progress)  # noqa: E731
     score, exact = score_it(), None
     if weights != "float32":
         pack(opened.model, weights)
