@@ -31,17 +31,23 @@ def evaluate(
     The model is left in the mode it was in.
     """
     block_nats = [torch.zeros(0, dtype=torch.float64, device=next(model.parameters()).device)]
-    tokens = 0
+    block_tokens = [torch.zeros(0, dtype=torch.int64)]
     shared = blocks if processes.count == 1 else _shared(blocks, processes)
     for nats, targets in nats_and_targets(model, shared, autocast=autocast, shards=processes.shards):
-        tokens += int((targets != -100).sum())
         block_nats.append(nats.double().sum(1))
-    sums = torch.cat(block_nats)
-    sums = sums[sums != 0]  # without the rows that _shared filled up
-    total, counted = sums.sum(), torch.tensor([tokens, len(sums)])
-    total, (tokens, n_blocks) = processes.sum(total), processes.sum(counted).tolist()
-    squares = processes.sum((sums - total / n_blocks).square().sum()).item()
-    return Score(total.item(), tokens, text_bytes, squares / max(1, n_blocks - 1), n_blocks)
+        block_tokens.append((targets != -100).sum(1))
+    return score_of(torch.cat(block_nats).cpu(), torch.cat(block_tokens), text_bytes, processes)
+
+
+def score_of(nats: Tensor, tokens: Tensor, text_bytes: int | None, processes: Processes = ALONE) -> Score:
+    """The score of blocks, of which each process has some: their summed nats, (n,) fp64, and predicted tokens, (n,) int64.
+
+    Blocks without tokens do not count.
+    """
+    total, counted = nats.sum(), torch.stack([tokens.sum(), (tokens > 0).sum()])
+    total, (n_tokens, n_blocks) = processes.sum(total), processes.sum(counted).tolist()
+    squares = processes.sum((nats - tokens * (total / n_tokens)).square().sum()).item()  # see bits_per_byte_interval
+    return Score(total.item(), n_tokens, text_bytes, squares / max(1, n_blocks - 1), n_blocks)
 
 
 def _shared(blocks: Blocks, processes: Processes) -> Iterator[tuple[Tensor, Tensor]]:

@@ -16,6 +16,7 @@ Backend = Literal["auto", "reference", "torch", "triton"]
 Activation = Literal["gelu", "gelu_tanh"]
 LossBackend = Literal["auto", "reference", "torch", "triton", "triton-chunked", "triton-flash"]
 DEFAULT_STEPS = 2000  # of a run that names neither steps nor minutes
+VOCABULARY_MULTIPLE = 128  # rows of the embedding: whole tiles of matrix products; gives 50,304 for GPT-2's 50,257
 
 
 class GPTConfig(Section):
@@ -87,7 +88,7 @@ class DataConfig(Section):
     vocab_size: Annotated[int, Field(ge=257, le=65536)] = 2048
     """Vocabulary of an own BPE."""
     sha256: str | None = None
-    """Of the training tokens; filled in by the run, so that it cannot be resumed on other data."""
+    """Of the training tokens by dataset.json's word; filled in by the run, so that it cannot be resumed on other data."""
 
     @field_validator("mixture", mode="before")
     @classmethod
@@ -227,6 +228,11 @@ class RunConfig(Section):
         if self.optimizer.name == "muon" and training.parallel == "fsdp2":
             raise ValueError("training.parallel fsdp2 needs optimizer.name adamw; muon is for whole matrices")
         return self
+
+
+def padded_vocabulary(ids: int) -> int:
+    """Rows of the embedding for so many token ids, where the model's settings do not say how many."""
+    return -(-ids // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def steps_of(amount: float, total: int) -> int:

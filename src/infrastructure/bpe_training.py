@@ -91,6 +91,6 @@ def _training_pieces(texts: Iterable[str], progress: Progress | None) -> Iterato
         different += sum(min(len(word.encode(errors="replace")), LONGEST_PIECE) for word in new)
         words |= new
         if progress and done % _DOCUMENTS_BETWEEN_LINES == 0:
-            progress(done, None, "documents read to train the tokenizer")
+            progress(done, None, "reading for the tokenizer", f"{done:,} documents")
     if progress:  # the trainer tells nothing while it merges
-        progress(0, None, f"merging the commonest pairs, some {1 + characters // _MERGED_A_SECOND} s at most")
+        progress(0, None, "merging", f"the commonest pairs, some {1 + characters // _MERGED_A_SECOND} s")

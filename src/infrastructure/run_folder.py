@@ -45,9 +45,14 @@ class RunFolder:
             raise CheckpointError(f"{self.config_file} cannot be read: {str(error).splitlines()[0]}") from None
 
     def write_config(self, config: RunConfig) -> None:
-        """Save every setting; absent values are left out, since TOML has no null."""
+        """Save every setting that says something of the run; absent values are left out, since TOML has no null."""
+        values = config.model_dump(mode="json", exclude_none=True)
+        if (
+            config.data.corpus is None
+        ):  # these are for a corpus that a run prepares; a folder has a tokenizer of its own
+            del values["data"]["tokenizer"], values["data"]["vocab_size"]
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config_file, tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+        write_atomically(self.config_file, tomli_w.dumps(values))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every event, oldest first; a last line that a crash cut short is left out."""

@@ -9,7 +9,7 @@ from typing import Any
 from smallgpt.application.compiling import compile_blocks, keep_if_faster
 from smallgpt.application.ports import Checkpoints, Tracker
 from smallgpt.application.training import Loop, Outcome, plan_steps
-from smallgpt.domain.config import DEFAULT_STEPS, RunConfig, WeightedFolder, steps_of
+from smallgpt.domain.config import DEFAULT_STEPS, RunConfig, WeightedFolder, padded_vocabulary, steps_of
 from smallgpt.domain.errors import DataError
 from smallgpt.domain.processes import ALONE, Processes
 from smallgpt.domain.state import TrainingState
@@ -29,7 +29,6 @@ from smallgpt.interfaces.resuming import Resumed, check_resumable, resumed
 from smallgpt.interfaces.run_parts import RunParts, new_model, view_of
 
 PROVISIONAL_STEPS = 1000  # of a schedule whose length is yet to be found
-VOCABULARY_MULTIPLE = 128  # rows of the embedding: whole tiles of matrix products; gives 50,304 for GPT-2's 50,257
 
 
 def resolve(config: RunConfig, store: TokenStore, *, vocab_size_given: bool) -> RunConfig:
@@ -37,8 +36,7 @@ def resolve(config: RunConfig, store: TokenStore, *, vocab_size_given: bool) -> 
 
     Raises DataError when the model cannot hold the data's ids or a split is shorter than a block.
     """
-    padded = -(-store.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    vocab_size = config.model.vocab_size if vocab_size_given else padded
+    vocab_size = config.model.vocab_size if vocab_size_given else padded_vocabulary(store.vocab_size)
     if vocab_size < store.vocab_size:
         raise DataError(
             f"model.vocab_size ({vocab_size}) is smaller than the vocabulary of {store.name} ({store.vocab_size}); leave it out"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack, overload
 import torch
 from torch import Tensor, nn
 
-from smallgpt.application.evaluation import eval_mode, nats_and_targets
+from smallgpt.application.evaluation import eval_mode, nats_and_targets, score_of
 from smallgpt.domain import hooks
 from smallgpt.domain.errors import CheckpointError, ConfigError, DataError
 from smallgpt.domain.gpt import GPT
@@ -179,11 +179,11 @@ class LanguageModel(GPT):
         blocks = evaluation_blocks(tokens, self.config.block_size, self.tokenizer.end_of_text)
         found = list(nats_and_targets(self, blocks))
         nats, targets = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))  # (blocks, T) each
-        sums, ids = nats.double().sum(1), targets[targets != -100].tolist()
-        logprobs = (-nats[targets != -100]).tolist()
+        is_target = targets != -100
+        ids, logprobs = targets[is_target].tolist(), (-nats[is_target]).tolist()
         each = (ScoredToken(id, self.decode([id]), logprob) for id, logprob in zip(ids, logprobs, strict=True))
-        variance = sums.var().item() if len(sums) > 1 else 0.0
-        return TextScore(sums.sum().item(), len(ids), text_bytes, variance, len(sums), tuple(each))
+        score = score_of(nats.double().sum(1), is_target.sum(1), text_bytes)
+        return TextScore(**vars(score), each=tuple(each))
 
     def run_with_hooks(self, text: str | Tensor, fwd_hooks: Sequence[tuple[hooks.Names, hooks.Hook]] = ()) -> Tensor:
         """A text, or ids (B, T) -> logits (B, T, V), with hooks called on the way: see domain.hooks.run_with_hooks."""

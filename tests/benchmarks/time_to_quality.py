@@ -98,7 +98,7 @@ def train_preset(data: Path, preset: str, seconds: float) -> dict[str, Any]:
     return {
         "system": preset,
         "bits_per_byte": final["bits_per_byte"],
-        "bits_per_byte_interval": final["bits_per_byte_interval"],
+        "bits_per_byte_interval": final.get("bits_per_byte_interval"),
         "nats_per_token": final["nats_per_token"],
         "steps": last["step"],
         "tokens": last["tokens"],

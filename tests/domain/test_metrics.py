@@ -5,6 +5,7 @@ from math import exp, log, sqrt
 import pytest
 import torch
 
+from smallgpt.application.evaluation import score_of
 from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.flops import flops_per_token
 from smallgpt.domain.metrics import Score
@@ -49,11 +50,24 @@ def test_a_hopeless_loss_is_still_a_number() -> None:
     assert Score(nats=1e6, tokens=1, text_bytes=1).perplexity < float("inf")
 
 
-def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
-    held = 0
-    for seed in range(200):
-        nats = torch.empty(50).exponential_(0.2, generator=torch.Generator().manual_seed(seed))  # mean 5 a block
-        score = Score(nats.sum().item(), 500, 100, nats.var().item(), 50)
+@pytest.mark.parametrize("lengths", [[64] * 49 + [5], [64] * 9 + [8], list(range(2, 130, 4))])
+def test_the_interval_holds_the_truth_about_as_often_as_it_says(lengths: list[int]) -> None:
+    """Blocks of these lengths whose tokens cost 3 nats on average: each block has a mean of its own around that."""
+    tokens, held, widths = torch.tensor(lengths, dtype=torch.float64), 0, []
+    for seed in range(1000):
+        each = torch.randn(len(lengths), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        nats = 3 * tokens + 2 * tokens.sqrt() * each  # 2 nats scatter a token, as independent tokens have it
+        score = score_of(nats, tokens, int(tokens.sum()))  # one byte a token
         low, high = score.bits_per_byte_interval or (0, 0)
-        held += low < 250 / log(2) / 100 < high
-    assert 0.88 <= held / 200 <= 0.99
+        held += low < 3 / log(2) < high
+        widths.append(high - low)
+    assert 0.90 <= held / 1000 <= 0.97
+    exact = 2 * 1.96 * 2 / tokens.sum().sqrt().item() / log(2)
+    assert 0.9 * exact < sum(widths) / 1000 < 1.05 * exact
+
+
+def test_below_ten_blocks_there_is_no_interval() -> None:
+    few, enough = (Score(700.0, 350, 1000, 25.0, blocks) for blocks in (9, 10))
+    assert few.bits_per_byte_interval is None
+    assert "bits_per_byte_interval" not in few.as_dict()
+    assert enough.bits_per_byte_interval is not None

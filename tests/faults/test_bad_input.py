@@ -54,6 +54,17 @@ GENERATE = ["generate", "runs/small", "--max-new-tokens=3"]
         ([*TRAIN, "--schedule.warmup=10"], ["schedule.warmup (10)", "training.max_steps (3)"]),
         (["prepare", "text", "stories.txt", "--validation-share=2"], ["validation_share (2)", "between 0 and 1"]),
         (["prepare", "text", "stories.txt", "--vocab-size=100"], ["vocab_size (100)", "257"]),
+        (
+            ["prepare", "text", "stories.txt", "--tokenizer=bytes", "--vocab-size=4096"],
+            ["--vocab-size 4096", "not for bytes"],
+        ),
+        (["prepare", "tinystories", "--vocab-size=auto"], ["--vocab-size auto", "not for gpt2", "--tokenizer bpe"]),
+        (["prepare", "text", "stories.txt", "--workers=0"], ["--workers is 0", "1 or more"]),
+        (["prepare", "demo", "--workers=-2"], ["--workers is -2", "1 or more"]),
+        (
+            ["evaluate", "run", "--text", "stories.txt", "--split", "train"],
+            ["--split train", "--text", "leave one out"],
+        ),
         (["prepare", "text", "stories.txt", "--encoding=utf-9"], ["'utf-9'", "latin-1"]),
         # sampling
         ([*GENERATE, "--temperature=-1"], ["temperature is -1.0", "0 or more"]),

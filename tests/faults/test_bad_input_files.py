@@ -77,8 +77,8 @@ def test_ten_megabytes_on_one_line_are_text(here: Path, run: Run) -> None:
 def test_the_name_of_end_of_text_inside_a_text_stays_text(here: Path, run: Run, tokenizer: str) -> None:
     line = "Then she wrote <|endoftext|> and laughed."
     Path("x.txt").write_text("\n<|endoftext|>\n".join([line] * 3 + [f"{line} Day {n}." for n in range(30)]))
-    words = ["prepare", "text", "x.txt", "--tokenizer", tokenizer, "--vocab-size", "300", "--out", "new"]
-    assert run(*words).code == 0
+    words = ["prepare", "text", "x.txt", "--tokenizer", tokenizer, "--out", "new"]
+    assert run(*words, *(["--vocab-size", "300"] if tokenizer == "bpe" else [])).code == 0
     store = open_store(Path("new"))
     tokenizer_in_use = store.tokenizer
     assert tokenizer_in_use is not None

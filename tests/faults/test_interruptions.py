@@ -174,7 +174,7 @@ def test_preparation_that_is_cut_off_leaves_nothing(
     before = sorted(here.rglob("*"))
     process = start("prepare", "text", "x.txt", "--separator", "", "--out", "new", "--vocab-size", "4000")
     assert process.stderr is not None
-    assert process.stderr.readline().startswith("documents read")
+    assert process.stderr.readline().startswith("reading for the tokenizer")
     process.send_signal(number)
     out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (code, "")

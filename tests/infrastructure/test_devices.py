@@ -1,6 +1,7 @@
 """Choices about the machine, each with its reason; machines that are not here are put in its place."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,18 @@ def test_the_measured_peak_is_a_plausible_speed() -> None:
     peak = devices.matmul_peak(CPU, torch.float32, size=128, seconds=0.02)
     assert 1e8 < peak < 1e14
     assert devices.matmul_peak(CPU, torch.float32, size=128, seconds=0.02) == peak, "measured once"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_no_linear_layer_is_much_faster_than_the_ceiling(dtype: torch.dtype) -> None:
+    devices.matmul_peak.cache_clear()
+    ceiling = devices.matmul_peak(CPU, dtype, size=256, seconds=0.1)
+    x, weight, best = torch.randn(256, 256).to(dtype), torch.randn(256, 256).to(dtype), float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        best = min(best, time.perf_counter() - start)
+    assert 2 * 256**3 / best < 2 * ceiling
 
 
 def test_the_memory_in_use_grows_with_use() -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def test_every_setting_survives(run: RunFolder, tmp_path: Path) -> None:
     assert "null" not in run.config_file.read_text()
     run.write_config(RunConfig())
     assert run.config() == RunConfig()
+
+
+def test_the_tokenizer_of_a_corpus_is_not_said_to_be_a_folders(run: RunFolder, tmp_path: Path) -> None:
+    run.write_config(RunConfig.model_validate({"data": {"path": tmp_path}}))
+    assert not {"tokenizer", "vocab_size"} & tomllib.loads(run.config_file.read_text())["data"].keys()
+    prepared = RunConfig.model_validate({"data": {"corpus": "demo", "tokenizer": "bpe", "vocab_size": 300}})
+    run.write_config(prepared)
+    assert run.config() == prepared
 
 
 @pytest.mark.parametrize(
@@ -102,6 +111,7 @@ def test_unfinished_checkpoints_are_not_listed(run: RunFolder) -> None:
 
 HOLD = """
 import sys
+import tomllib
 from pathlib import Path
 from smallgpt.infrastructure.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).lock():

@@ -209,6 +209,17 @@ def test_evaluate_reports_the_same_numbers_in_words_and_json(run: Run, place: Pa
     assert run("evaluate", str(place / "run"), "--json")[1] == out
 
 
+def test_evaluate_gives_no_interval_for_a_text_of_few_blocks(run: Run, place: Path, tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("Ben saw a fish. ", encoding="utf-8")
+    code, words, _ = run("evaluate", str(place / "run"), "--text", str(text))
+    assert code == 0
+    assert "   no interval: 1 block of text, fewer than 10\n" in words
+    assert "bits_per_byte_interval" not in json.loads(
+        run("evaluate", str(place / "run"), "--text", str(text), "--json")[1]
+    )
+
+
 def test_evaluate_takes_the_splits_text_as_files_too(run: Run, place: Path) -> None:
     _, whole, _ = run("evaluate", str(place / "run"), "--text", str(place / "stories.txt"), "--json")
     _, parts, _ = run("evaluate", str(place / "run"), "--split", "train", "--json")

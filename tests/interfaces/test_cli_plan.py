@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from smallgpt.application.scale_plan import Machine, row
-from smallgpt.domain.config import RunConfig
+from smallgpt.domain.config import GPTConfig, RunConfig
+from smallgpt.domain.gpt import GPT
+from smallgpt.infrastructure.tokenizers import GPT2_IDS, byte_tokenizer
 from smallgpt.interfaces.cli.plan import amount
+from smallgpt.interfaces.cli.planned_vocabulary import IDS
 from tests.interfaces.conftest import Run
 
 
@@ -59,6 +62,51 @@ def test_a_file_and_flags_are_merged_as_for_train(run: Run, tmp_path: Path) -> N
     flags = json.loads(run("plan", "seed", "--model.n-layer=2", "--json")[1])
     assert found == flags
     assert found["model"]["parameters"] < 16_000_000
+
+
+def _model(run: Run, *words: str) -> dict[str, object]:
+    code, out, err = run("plan", *words, "--json")
+    assert (code, err) == (0, "")
+    found: dict[str, object] = json.loads(out)["model"]
+    return found
+
+
+def test_a_presets_model_has_the_vocabulary_of_its_tokenizer(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    demo = _model(run, "demo")
+    settings = GPTConfig(block_size=128, n_layer=3, n_head=4, n_embd=256, vocab_size=2048)
+    assert demo["parameters"] == GPT(settings).n_parameters(positions=True), "2.93 M, as `smallgpt train demo` has"
+    assert demo["vocab_size_from"] == "2,048 ids of data.tokenizer bpe, padded"
+    assert _model(run, "demo", "--data.vocab-size=4000")["vocab_size"] == 4096
+    assert _model(run, "demo", "--model.vocab-size=4000")["vocab_size"] == 4000
+    assert "\nassumed " not in run("plan", "demo")[1]
+
+
+def test_data_that_is_here_decides_the_vocabulary(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = tmp_path / "story.txt"
+    text.write_text("".join(f"A cat saw {n} fish.\n<|endoftext|>\n" for n in range(200)), encoding="utf-8")
+    for out in ("data/demo", "data/mine"):
+        assert run("prepare", "text", str(text), "--tokenizer", "bytes", "--out", out)[0] == 0
+    for words in (("demo",), ("--data.path=data/mine",), ("--data.mixture=data/mine=1,data/demo=3",)):
+        assert _model(run, *words)["vocab_size"] == 384
+    assert _model(run, "demo")["vocab_size_from"] == "257 ids of data/demo, padded"
+
+
+@pytest.mark.parametrize("words", [(), ("--data.path=elsewhere",), ("--data.path=s3://bucket/stories",)])
+def test_a_vocabulary_that_nothing_tells_is_said_to_be_assumed(run: Run, words: tuple[str, ...]) -> None:
+    model = _model(run, *words)
+    assert (model["vocab_size"], model["vocab_size_from"]) == (50304, "assumed")
+    said = [line for line in run("plan", *words)[1].splitlines() if line.startswith("assumed")]
+    assert len(said) == 1
+    assert "vocabulary of 50,304" in said[0]
+    assert "--model.vocab-size" in said[0]
+
+
+def test_the_ids_of_fixed_tokenizers_are_theirs() -> None:
+    assert {"gpt2": GPT2_IDS, "bytes": byte_tokenizer().vocab_size} == IDS
 
 
 @pytest.mark.parametrize(

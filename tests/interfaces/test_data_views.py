@@ -107,3 +107,25 @@ def test_folders_that_cannot_be_mixed(here: Path, run: Run) -> None:
     assert code == 2
     assert "less than one sample" in err
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("weight", ["0.5", "1", "0", "-2", "1e-3"])
+def test_a_weight_of_a_single_folder_is_refused(run: Run, here: Path, weight: str) -> None:
+    code, _, err = run("train", "--data", f"a={weight}", "--out", "refused", *TINY)
+    assert code == 2
+    assert f"a weight ({weight}) is a share among several folders" in err
+    assert "say --data a, or" in err
+    assert "prepare" not in err, "which would make a folder of that name"
+
+
+def test_a_folder_may_have_a_name_like_a_weight(run: Run, here: Path) -> None:
+    Path("a=0.5").symlink_to("a")
+    code, _, err = run("train", "--data", "a=0.5", "--out", "named", *TINY)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("weight", ["0", "-1"])
+def test_a_weight_among_several_must_be_above_zero(run: Run, here: Path, weight: str) -> None:
+    code, _, err = run("train", "--data", f"a={weight}", "--data", "b=1", "--out", "refused", *TINY)
+    assert code == 2
+    assert f"data.mixture: must be greater than 0 (got '{weight}')" in err

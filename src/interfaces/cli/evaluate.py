@@ -25,7 +25,7 @@ def evaluate(
     /,
     *,
     data: PlaceOf | None = None,
-    split: Literal["train", "validation"] = "validation",
+    split: Literal["train", "validation"] | None = None,
     text: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = (),
     weights: Literal["float32", "bfloat16", "int8"] = "float32",
     device: str = "auto",
@@ -46,15 +46,18 @@ def evaluate(
     Args:
         run: Run, checkpoint or exported folder; a run or checkpoint also by its URL.
         data: Data folder, or its URL, made with the run's own tokenizer.
-        split: Which part of the data folder.
+        split: Which part of the data folder; validation unless given.
         text: Files to score instead (.txt, .jsonl, .parquet), split into tokens by the run's own tokenizer.
         weights: Score the model as generate runs it with these weights, and as it is, to tell what rounding them costs.
         device: auto, cpu, cuda or cuda:N.
-        json: Print a JSON object instead: nats_per_token, bits_per_byte, perplexity, tokens, bytes, baselines; with
-            --weights also weights, and float32 with the first two of the model as it is.
+        json: Print a JSON object instead: nats_per_token, bits_per_byte, bits_per_byte_interval (95 %; of ten blocks or
+            more), perplexity, tokens, bytes, baselines; with --weights also weights, and float32 with the first two of the
+            model as it is.
     """
     if text and data is not None:
         raise ConfigError("give --data or --text, not both")
+    if text and split is not None:
+        raise ConfigError(f"--split {split} is a part of a data folder, and --text is scored whole; leave one out")
     from rich.console import Console
 
     from smallgpt.infrastructure.devices import choose_device
@@ -80,7 +83,7 @@ def evaluate(
         baselines = store.baselines
         phases.end("data")
         progress = _progress(opened.model.config.block_size)
-        score_it = lambda: evaluate_split(opened.model, store, split, progress=progress)  # noqa: E731
+        score_it = lambda: evaluate_split(opened.model, store, split or "validation", progress=progress)  # noqa: E731
     score, exact = score_it(), None
     if weights != "float32":
         pack(opened.model, weights)
@@ -136,6 +139,8 @@ def _progress(block_size: int) -> "Callable[[Blocks, int], Blocks]":
 
 
 def _words(model: Path, score: "Score", baselines: dict[str, Any]) -> str:
+    from smallgpt.domain.metrics import FEWEST_BLOCKS
+
     lines = [
         f"model           {model}",  # of a run, its best checkpoint: the score need not be that of its last step
         f"nats per token  {score.nats_per_token:.4f}   over {score.tokens:,} tokens",
@@ -144,7 +149,8 @@ def _words(model: Path, score: "Score", baselines: dict[str, Any]) -> str:
     if score.bits_per_byte is None:
         lines.append("bits per byte   unknown: the data folder does not say how many bytes of text it holds")
     elif score.bits_per_byte_interval is None:
-        lines.append(f"bits per byte   {score.bits_per_byte:.4f}   a text this short tells little")
+        few = f"{score.blocks} block{'s' if score.blocks > 1 else ''} of text, fewer than {FEWEST_BLOCKS}"
+        lines.append(f"bits per byte   {score.bits_per_byte:.4f}   no interval: {few}")
     else:
         low, high = score.bits_per_byte_interval
         lines.append(f"bits per byte   {score.bits_per_byte:.4f}   95 % interval {low:.4f} to {high:.4f}")

@@ -18,6 +18,7 @@ from smallgpt.domain.flops import flops_per_token
 from smallgpt.interfaces.cli import settings
 from smallgpt.interfaces.cli.bench_flags import Sizes
 from smallgpt.interfaces.cli.flags import Json
+from smallgpt.interfaces.cli.planned_vocabulary import Vocabulary, planned_vocabulary
 
 GB, TERA = 1e9, 1e12  # as data sheets count
 Amount = Annotated[float, Parameter(validator=Number(gt=0))]
@@ -41,9 +42,9 @@ def plan(
     """Plan training on many GPUs: memory in each, bytes sent, tokens a day.
 
     Arithmetic, for which no GPU is needed; of the settings, only model, training
-    and optimizer.name count. The GPU's values are its data sheet's; the defaults
-    are an H100 SXM's, eight in one host. --mfu is an assumption: measure yours,
-    and give it.
+    and optimizer.name count, and data for the size of the vocabulary. The GPU's
+    values are its data sheet's; the defaults are an H100 SXM's, eight in one
+    host. --mfu is an assumption: measure yours, and give it.
 
     Try:
       smallgpt plan gpt2-124m
@@ -65,13 +66,15 @@ def plan(
     layers += [settings.file_layer(config)] if config is not None else []
     run = settings.resolve(*layers, settings.flag_layer(flags))
     _check(run)
+    vocabulary = planned_vocabulary(run)
+    run = run.model_copy(update={"model": run.model.model_copy(update={"vocab_size": vocabulary.rows})})
     machines = [Machine(n, gpu_memory * GB, flops * TERA, bandwidth * GB, mfu) for n in gpus]
     plans = list(rows(run, machines))
     grown = {machine.gpus: {way: largest(run, machine, way) for way in ways(run)} for machine in machines}
     if json:
-        print(dumps(_as_dict(run, machines[0], plans, grown), indent=2))
+        print(dumps(_as_dict(run, vocabulary, machines[0], plans, grown), indent=2))
         return
-    _show(run, machines[0], plans, grown)
+    _show(run, vocabulary, machines[0], plans, grown)
 
 
 Grown = dict[int, dict[Way, GPTConfig | None]]
@@ -84,12 +87,16 @@ def _check(run: RunConfig) -> None:
         raise ConfigError("a plan is for training everything; leave training.lora-rank and training.freeze out")
 
 
-def _as_dict(run: RunConfig, machine: Machine, plans: list[Row], grown: Grown) -> dict[str, Any]:
+def _as_dict(
+    run: RunConfig, vocabulary: Vocabulary, machine: Machine, plans: list[Row], grown: Grown
+) -> dict[str, Any]:
     sizes = parameters(run.model)
     return {
         "model": {
             "parameters": sizes.all,
             "outside_blocks": sizes.outside,
+            "vocab_size": vocabulary.rows,
+            "vocab_size_from": vocabulary.source,
             "flops_per_token": flops_per_token(run.model),
             "tokens_per_step": run.training.batch_size * run.model.block_size,
         },
@@ -120,7 +127,7 @@ def _as_dict(run: RunConfig, machine: Machine, plans: list[Row], grown: Grown) -
     }
 
 
-def _show(run: RunConfig, machine: Machine, plans: list[Row], grown: Grown) -> None:
+def _show(run: RunConfig, vocabulary: Vocabulary, machine: Machine, plans: list[Row], grown: Grown) -> None:
     console = Console() if Console().is_terminal else Console(width=120)
     sizes, tokens = parameters(run.model), run.training.batch_size * run.model.block_size
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
@@ -128,6 +135,8 @@ def _show(run: RunConfig, machine: Machine, plans: list[Row], grown: Grown) -> N
         f"model    {amount(sizes.all)} parameters, {sizes.outside / sizes.all:.0%} of them outside the blocks; "
         f"{amount(flops_per_token(run.model))} FLOPs a token; {tokens:,} tokens a step"
     )
+    if vocabulary.assumed:
+        say(f"assumed  a vocabulary of {vocabulary.rows:,}; --model.vocab-size N says which, or --data.path FOLDER")
     say(
         f"GPU      {machine.memory / GB:g} GB, {machine.flops / TERA:g} TFLOP/s of which {machine.mfu:.0%} are assumed to be "
         f"used, {machine.bandwidth / GB:g} GB/s to the next"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import Parameter
 
+from smallgpt.domain.errors import ConfigError
 from smallgpt.interfaces.cli.flags import Json, Switch, Whole
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ class Target:
 class OwnTokens(Target):
     """A target whose tokens are made here."""
 
-    vocab_size: Whole | Literal["auto"] = DEFAULT_VOCABULARY
-    """Ids of an own BPE; auto: what suits the corpus and a model of the next three sizes."""
+    vocab_size: Whole | Literal["auto"] | None = None
+    """Ids of an own BPE, 2048 unless given; auto: what suits the corpus and a model of the next three sizes."""
     n_layer: Whole = N_LAYER
     """Blocks of that model."""
     n_embd: Whole = N_EMBD
@@ -98,11 +99,13 @@ def prepare(
     from smallgpt.infrastructure.tokenizing.choosing import TokenizerChoice
     from smallgpt.infrastructure.tokenizing.making import Options, check_place, make_data_folder
 
-    out = target.out or default_folder(name, tokenizer, target.vocab_size)
+    _check(tokenizer, target)
+    vocab_size = DEFAULT_VOCABULARY if target.vocab_size is None else target.vocab_size
+    out = target.out or default_folder(name, tokenizer, vocab_size)
     choice = TokenizerChoice(
         tokenizer,
-        target.vocab_size,
-        _model(target) if target.vocab_size == "auto" else None,
+        vocab_size,
+        _model(target) if vocab_size == "auto" else None,
         target.special,
         target.vocab_trim,
         _show_sizes,
@@ -121,6 +124,17 @@ def prepare(
         return make_data_folder(corpus(progress), out, options, progress)
 
     shown_making(make, out, target)
+
+
+def _check(tokenizer: str, target: OwnTokens) -> None:
+    """Raises ConfigError for flags that would do nothing."""
+    if target.vocab_size is not None and tokenizer != "bpe":
+        raise ConfigError(
+            f"--vocab-size {target.vocab_size} is for an own BPE, not for {tokenizer}, which has its own ids; "
+            "say --tokenizer bpe, or leave it out"
+        )
+    if target.workers is not None and target.workers < 1:
+        raise ConfigError(f"--workers is {target.workers}; it must be 1 or more")
 
 
 def _model(target: OwnTokens) -> "GPTConfig":

@@ -50,16 +50,17 @@ def model_fetched(model: Path | str) -> Path:
 
 
 def _plain(console: Console) -> "Tell":
-    last_what, last_time = "", 0.0
+    last_what, last_done, last_time = "", 0, 0.0
 
     def tell(done: int, total: int | None, what: str, details: str = "") -> None:
-        nonlocal last_what, last_time
+        nonlocal last_what, last_done, last_time
         now = time.monotonic()
-        if what != last_what or now - last_time >= SECONDS_BETWEEN_LINES:
+        ended = done == total and done != last_done  # the last line says so: another one may not come
+        if what != last_what or ended or now - last_time >= SECONDS_BETWEEN_LINES:
             console.print(
                 f"{what} {details or _count(done, total)}".rstrip(), highlight=False, markup=False, soft_wrap=True
             )
-            last_what, last_time = what, now
+            last_what, last_done, last_time = what, done, now
 
     return tell
 

@@ -1,6 +1,7 @@
 """`smallgpt train`: settings, data and a run folder together, then the loop, then where everything is."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +11,7 @@ from cyclopts.validators import Number
 
 from smallgpt.domain.config import RunConfig
 from smallgpt.domain.errors import ConfigError
-from smallgpt.domain.places import without_secrets
+from smallgpt.domain.places import is_url, without_secrets
 from smallgpt.interfaces.cli import settings
 from smallgpt.interfaces.cli.flags import PlaceOf, Whole
 from smallgpt.interfaces.cli.run_places import RunPlace, place_of_launch, run_place
@@ -189,9 +190,20 @@ def _data_flags(data: tuple[str, ...]) -> dict[str, Any]:
         case ():
             return {}
         case (folder,):
+            _check_no_weight(folder)
             return {"data__path": folder}
         case _:
             return {"data__mixture": list(data)}
+
+
+def _check_no_weight(folder: str) -> None:
+    """Raises ConfigError for FOLDER=WEIGHT, unless that is the name of a folder."""
+    name, _, weight = folder.rpartition("=")
+    if name and re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", weight) and not is_url(folder) and not Path(folder).exists():
+        raise ConfigError(
+            f"--data {folder}: a weight ({weight}) is a share among several folders, and this is one; say --data {name}, "
+            "or give another --data FOLDER=WEIGHT"
+        )
 
 
 def _init_flags(init: str | None) -> dict[str, Any]:
