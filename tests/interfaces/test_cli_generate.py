@@ -34,6 +34,9 @@ def test_a_seed_repeats_and_sample_i_uses_the_next_one(run: Run, model: str) -> 
     assert json.loads(run(*words, "--seed", "5", "--num-samples", "2")[1]) == first
     assert json.loads(run(*words, "--seed", "6")[1]) == first[1:]
     assert first[0]["text"] != first[1]["text"]
+    last = json.loads(run(*words, f"--seed={2**63 - 2}", "--num-samples=2")[1])[1]
+    assert last["seed"] == 2**63 - 1
+    assert json.loads(run(*words, f"--seed={2**63 - 1}")[1]) == [last]
     again = json.loads(run(*words)[1])[0]["seed"]
     assert again != json.loads(run(*words)[1])[0]["seed"]
 
@@ -179,7 +182,9 @@ def test_files_that_are_no_prompt_are_refused(run: Run, model: str, tmp_path: Pa
         ("--stop=", "a stop text is empty"),
         ("--logprobs=-1", "logprobs is -1; it must be 0 or more"),
         ("--lookup=-1", "lookup is -1; it must be 0 or more"),
-        ("--seed=-1", "seed is -1; it must be between 0 and 2^63"),
+        ("--seed=-1", "seed is -1; it must be between 0 and 2^63 - 1"),
+        (f"--seed={2**63}", "it must be between 0 and 2^63 - 1"),
+        (f"--seed={2**63 - 2} --num-samples=3", "between 0 and 2^63 - 3, for 3 samples with seeds from there on"),
         ("--past-block=jump", "--past-block"),
         ("--weights=int3", "--weights"),
         ("--kernels=cuda", "--kernels"),
