@@ -119,7 +119,13 @@ class LanguageModel(GPT):
 
     @overload
     def generate(
-        self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        *,
+        n_tokens: int | None = None,
     ) -> Tensor: ...
 
     @overload
@@ -136,17 +142,19 @@ class LanguageModel(GPT):
         """Continue a text, or token ids as GPT.generate does.
 
             generate(text, *, seed=None, num_samples=None, **settings) -> the text and its continuation; or a list of them
-            generate(idx, max_new_tokens, temperature=1.0, top_k=None) -> (B, T + max_new_tokens) int64
+            generate(idx, max_new_tokens, temperature=1.0, top_k=None, *, n_tokens=None) -> (B, T + max_new_tokens) int64
 
         The settings of a text are TextSettings: max_new_tokens, min_new_tokens, temperature, top_k, top_p, min_p,
         repetition_penalty and stop. The same seed and settings give what `smallgpt generate` gives, sample i with seed + i;
-        without a seed, one is drawn from torch's global generator. Raises ConfigError for a value out of its range.
+        without a seed, one is drawn from torch's global generator. Ids that pad the vocabulary, those from n_tokens on, are
+        never chosen; n_tokens is the tokenizer's count unless given. Raises ConfigError for a value out of its range.
 
             model.generate("One day", seed=1, temperature=0.5, stop=".")
             model.generate("One day", num_samples=3, max_new_tokens=20)
         """
         if isinstance(idx, Tensor):
-            return super().generate(idx, *args, **settings)
+            real = None if self._tokenizer is None else self._tokenizer.vocab_size
+            return super().generate(idx, *args, **{"n_tokens": real, **settings})
         return self._texts(idx, *args, **settings)
 
     def stream_text(self, text: str, *, seed: int | None = None, **settings: Unpack[TextSettings]) -> Iterator[str]:

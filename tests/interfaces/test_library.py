@@ -56,9 +56,19 @@ def test_a_loaded_model_is_a_gpt(model: LanguageModel) -> None:
     plain = GPT(model.config)
     plain.load_state_dict(model.state_dict())
     torch.manual_seed(3)
-    expected = plain.eval().generate(idx, 5, 0.7, top_k=9)
+    expected = plain.eval().generate(idx, 5, 0.7, top_k=9, n_tokens=model.tokenizer.vocab_size)
     torch.manual_seed(3)
     torch.testing.assert_close(model.generate(idx=idx, max_new_tokens=5, temperature=0.7, top_k=9), expected)
+
+
+def test_padding_of_the_vocabulary_is_never_chosen(model: LanguageModel) -> None:
+    idx = torch.tensor([[97, 98]] * 8)
+    torch.manual_seed(3)
+    ids = model.generate(idx, 40, 100.0)  # so hot that all ids are alike
+    assert ids.max() <= END
+    assert model.generate(idx, 40, 100.0, n_tokens=384).max() > END
+    for row in ids:
+        model.decode(row)
 
 
 @pytest.mark.parametrize(("settings", "flags"), SETTINGS)
