@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from smallgpt.interfaces.library import TextSettings
 from tests.interfaces.conftest import Run
 from tests.interfaces.written_model import BLOCK_SIZE, END, write_model
 
+Method = Callable[..., object]
 SETTINGS: list[tuple[TextSettings, list[str]]] = [
     ({"temperature": 0.0}, ["--temperature=0"]),
     ({"top_k": 3, "repetition_penalty": 1.3}, ["--top-k=3", "--repetition-penalty=1.3"]),
@@ -214,6 +215,37 @@ def test_mistakes_are_errors_at_once(model: LanguageModel) -> None:
         model.run_with_cache("a" * (BLOCK_SIZE + 1))
 
 
+def test_what_is_no_text_and_no_ids_is_refused_by_what_it_is(model: LanguageModel) -> None:
+    texts: list[Method] = [model.encode, model.score, model.stream_text]
+    texts_or_ids: list[Method] = [model.generate, model.run_with_cache, model.run_with_hooks]
+    remedy = r" is neither a text nor ids \(B, T\): give one text, or torch\.tensor\(\[ids\]\)"
+    for value, words in ((["Once", "Tom"], "a value of type list"), (None, "None"), (5, "a value of type int")):
+        for call in texts_or_ids:
+            with pytest.raises(ConfigError, match=words + remedy):
+                call(value)
+        for call in texts:
+            with pytest.raises(ConfigError, match=f"{words} is not a text; give a str"):
+                call(value)
+    for call in texts_or_ids:
+        with pytest.raises(ConfigError, match=r"a tensor of shape \(3,\)" + remedy):
+            call(torch.tensor([1, 2, 3]))
+    with pytest.raises(DataError, match=r"ids of shape \(2, 3\) are several texts; decode them row by row"):
+        model.decode(torch.full((2, 3), 97))
+
+
+def test_a_setting_that_there_is_not(model: LanguageModel) -> None:
+    generate: Method = model.generate
+    stream: Method = model.stream_text
+    for method in (generate, stream):
+        for name, hint in (("topk", "did you mean top_k"), ("sed", "did you mean seed"), ("x", "there are max_new")):
+            with pytest.raises(ConfigError, match=f"{name} is not a setting of a text; {hint}"):
+                method("Once", **{name: 5})
+    with pytest.raises(ConfigError, match="did you mean num_samples"):
+        generate("Once", num_sample=5)
+    with pytest.raises(ConfigError, match="num_samples is not a setting of a text; there are"):
+        stream("Once", num_samples=5)
+
+
 def test_a_type_checker_knows_what_comes_out(model: LanguageModel) -> None:
     """`make lint` reads these types, and that the two wrong calls are found wrong."""
     ids: torch.Tensor = model.generate(torch.tensor([[1]]), 3, 1.0, 5)
@@ -223,7 +255,7 @@ def test_a_type_checker_knows_what_comes_out(model: LanguageModel) -> None:
     bits: float | None = model.score("a").bits_per_byte
     assert [type(each) for each in (ids, text, texts, bits)] == [torch.Tensor, str, list, float]
     assert isinstance(pieces, Iterator)
-    with pytest.raises(TypeError, match="temprature"):
+    with pytest.raises(ConfigError, match="temprature"):
         model.generate("a", temprature=1.0)  # type: ignore[call-overload]
     with pytest.raises(TypeError):
         model.generate("a", 20)  # type: ignore[call-overload]
