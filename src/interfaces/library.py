@@ -55,12 +55,16 @@ class ScoredToken(NamedTuple):
     text: str
     """U+FFFD where it is a part of a character."""
     logprob: float
-    """Natural logarithm of its probability, given the tokens before it in its block."""
+    """Natural logarithm of its probability among all of the model's ids, given the tokens before it in its block."""
 
 
 @dataclass(frozen=True)
 class TextScore(Score):
-    """A model's cross-entropy on a text: `nats_per_token`, `bits_per_byte`, `perplexity`, and each token's part in it."""
+    """A model's cross-entropy on a text: `nats_per_token`, `bits_per_byte`, `perplexity`, and each token's part in it.
+
+    Over all of the model's ids, those that pad the vocabulary too, as the training loss is. `smallgpt generate --logprobs`
+    and `inspect` leave padding out, so that their probabilities are a little higher.
+    """
 
     each: tuple[ScoredToken, ...] = ()
     """Every predicted token, the end-of-text that follows the text included."""
