@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from smallgpt.application.evaluation import eval_mode, nats_and_targets
 from smallgpt.domain import hooks
-from smallgpt.domain.errors import CheckpointError, ConfigError, DataError
+from smallgpt.domain.errors import CheckpointError, ConfigError, DataError, HardwareError, KernelError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.metrics import Score
 from smallgpt.domain.places import is_url
@@ -80,7 +80,11 @@ def load(path: str | Path, device: str = "cpu", *, kernels: str = "torch") -> "L
         print(model.generate("Once upon a time", max_new_tokens=40, seed=1))
     """
     there = str(path)
-    return LanguageModel(open_model(model_at_hand(there if is_url(there) else Path(path)), device, kernels))
+    folder = model_at_hand(there if is_url(there) else Path(path))
+    try:
+        return LanguageModel(open_model(folder, device, kernels))
+    except KernelError as error:
+        raise HardwareError(f"{error}.\nUse kernels='auto', or another device.") from None
 
 
 class LanguageModel(GPT):

@@ -196,6 +196,19 @@ def test_bad_values_are_refused_before_a_model_is_looked_for(run: Run, words: st
     assert message in err
 
 
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_kernels_that_cannot_run_are_refused_in_the_command_s_own_flags(
+    run: Run, model: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smallgpt.kernels.launching.INTERPRETING", False)
+    code, out, err = run(command, model, "--kernels=triton", "--device=cpu")
+    assert (code, out) == (6, "")
+    why, remedy = err.splitlines()
+    assert why.startswith("smallgpt: attention: triton does not run on cpu: the Triton kernels need a GPU, and")
+    assert "TRITON_INTERPRET=1 in the environment" in why
+    assert remedy == "Use --kernels auto, or another --device."
+
+
 def test_a_tokenizer_is_needed_beside_the_model(run: Run, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     (folder / "tokenizer.json").unlink()

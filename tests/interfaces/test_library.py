@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import smallgpt
 from smallgpt import GPT, GPTConfig, LanguageModel, SmallGPTError
-from smallgpt.domain.errors import CheckpointError, ConfigError, DataError
+from smallgpt.domain.errors import CheckpointError, ConfigError, DataError, HardwareError
 from smallgpt.interfaces.library import TextSettings
 from tests.interfaces.conftest import Run
 from tests.interfaces.written_model import BLOCK_SIZE, END, write_model
@@ -213,6 +213,14 @@ def test_mistakes_are_errors_at_once(model: LanguageModel) -> None:
         model.decode([300])
     with pytest.raises(ValueError, match=f"do not fit the model's context of {BLOCK_SIZE}"):
         model.run_with_cache("a" * (BLOCK_SIZE + 1))
+
+
+def test_kernels_that_cannot_run_are_refused_as_python_names_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smallgpt.kernels.launching.INTERPRETING", False)
+    with pytest.raises(HardwareError, match=r"(?s)^attention: triton .*\nUse kernels='auto', or another device\.$"):
+        smallgpt.load(folder, kernels="triton")
 
 
 def test_what_is_no_text_and_no_ids_is_refused_by_what_it_is(model: LanguageModel) -> None:
