@@ -79,7 +79,9 @@ class CompletionBody(_Sampled):
         | Annotated[list[Ids], Field(fail_fast=True, min_length=1, max_length=PROMPTS)]
         | None
     ) = Field(None, description=f"The beginning of the text: {PROMPT_WORDS}.")
-    logprobs: int | None = Field(None, ge=0, le=LOGPROBS, description="Log-probabilities of so many likeliest tokens.")
+    logprobs: int | None = Field(
+        None, ge=0, le=LOGPROBS, description="Log-probabilities of so many likeliest tokens, and the chosen one's."
+    )
     echo: bool | None = Field(None, description="The text begins with the prompt; not together with logprobs.")
     best_of: Annotated[int, Field(ge=1, le=1)] | None = Field(None, description="Only 1.")
     suffix: Literal[""] | None = Field(None, description="Only empty.")
