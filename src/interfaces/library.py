@@ -62,7 +62,7 @@ class ScoredToken(NamedTuple):
 class TextScore(Score):
     """A model's cross-entropy on a text: `nats_per_token`, `bits_per_byte`, `perplexity`, and each token's part in it.
 
-    Over all of the model's ids, those that pad the vocabulary too, as the training loss is. `smallgpt generate --logprobs`
+    Over all of the model's ids, those that pad the vocabulary too, as the training loss is. The commands `generate --logprobs`
     and `inspect` leave padding out, so that their probabilities are a little higher.
     """
 
