@@ -37,6 +37,14 @@ class HardwareError(SmallGPTError):
     exit_code = 6
 
 
+class KernelError(HardwareError):
+    """An implementation that does not run on a device, or runs wrong. Whoever asked for it adds the remedy, by its flags."""
+
+    def __init__(self, words: str, operation: str = "") -> None:
+        super().__init__(words)
+        self.operation = operation
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Is it what torch raises when a GPU's or the machine's memory is used up?"""
     if (

@@ -179,9 +179,20 @@ class GPT(nn.Module):
         return self.forward(idx, targets, label_smoothing=label_smoothing, ignore_index=ignore_index, z_loss=z_loss)
 
     @torch.inference_mode()
-    def generate(self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
-        """idx (B, T) int64 -> (B, T + max_new_tokens): the prompt and its continuation, from torch's global generator."""
-        sampling = Sampling(temperature=temperature, top_k=top_k)
+    def generate(
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        *,
+        n_tokens: int | None = None,
+    ) -> Tensor:
+        """idx (B, T) int64 -> (B, T + max_new_tokens): the prompt and its continuation, from torch's global generator.
+
+        Ids from n_tokens on are padding of the vocabulary and are never chosen.
+        """
+        sampling = Sampling(temperature=temperature, top_k=top_k, n_tokens=n_tokens)
         return torch.cat([idx, *self.stream(idx, max_new_tokens, sampling)], dim=1)
 
     @torch.inference_mode()

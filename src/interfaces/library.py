@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from smallgpt.application.evaluation import eval_mode, nats_and_targets, score_of
 from smallgpt.domain import hooks
-from smallgpt.domain.errors import CheckpointError, ConfigError, DataError
+from smallgpt.domain.errors import CheckpointError, ConfigError, DataError, HardwareError, KernelError
 from smallgpt.domain.gpt import GPT
 from smallgpt.domain.metrics import Score
 from smallgpt.domain.places import is_url
@@ -20,6 +20,7 @@ from smallgpt.infrastructure.files import folder_written_whole
 from smallgpt.infrastructure.formats import own
 from smallgpt.infrastructure.surrogates import well_formed
 from smallgpt.infrastructure.tokenizers import AnyTokenizer
+from smallgpt.interfaces.cli.errors import did_you_mean
 from smallgpt.interfaces.cli.text_flags import TextFlags, first_seed
 from smallgpt.interfaces.continuing import AT_ONCE, Continuation, Continuer, Settings
 from smallgpt.interfaces.opening import OpenedModel, open_model, portable
@@ -54,12 +55,16 @@ class ScoredToken(NamedTuple):
     text: str
     """U+FFFD where it is a part of a character."""
     logprob: float
-    """Natural logarithm of its probability, given the tokens before it in its block."""
+    """Natural logarithm of its probability among all of the model's ids, given the tokens before it in its block."""
 
 
 @dataclass(frozen=True)
 class TextScore(Score):
-    """A model's cross-entropy on a text: `nats_per_token`, `bits_per_byte`, `perplexity`, and each token's part in it."""
+    """A model's cross-entropy on a text: `nats_per_token`, `bits_per_byte`, `perplexity`, and each token's part in it.
+
+    Over all of the model's ids, those that pad the vocabulary too, as the training loss is. The commands `generate --logprobs`
+    and `inspect` leave padding out, so that their probabilities are a little higher.
+    """
 
     each: tuple[ScoredToken, ...] = ()
     """Every predicted token, the end-of-text that follows the text included."""
@@ -75,7 +80,11 @@ def load(path: str | Path, device: str = "cpu", *, kernels: str = "torch") -> "L
         print(model.generate("Once upon a time", max_new_tokens=40, seed=1))
     """
     there = str(path)
-    return LanguageModel(open_model(model_at_hand(there if is_url(there) else Path(path)), device, kernels))
+    folder = model_at_hand(there if is_url(there) else Path(path))
+    try:
+        return LanguageModel(open_model(folder, device, kernels))
+    except KernelError as error:
+        raise HardwareError(f"{error}.\nUse kernels='auto', or another device.") from None
 
 
 class LanguageModel(GPT):
@@ -108,18 +117,28 @@ class LanguageModel(GPT):
         `model(model.encode("Once upon"))` gives logits (1, T, V).
         """
         end = self.tokenizer.end_of_text
-        ids = self.tokenizer.encode(text) or ([] if end is None else [end])
+        ids = self.tokenizer.encode(_one_text(text)) or ([] if end is None else [end])
         if not ids:
             raise ConfigError("the text is empty, and this tokenizer has no end-of-text to begin with; give some text")
         return torch.tensor([ids], device=self.lm_head.weight.device)
 
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """The text of ids, (T,) or (1, T): `model.decode(model.encode("Once"))` is "Once". Raises DataError."""
-        return self.tokenizer.decode(ids.flatten().tolist() if isinstance(ids, Tensor) else ids)
+        if isinstance(ids, Tensor):
+            if ids.shape[:-1].numel() > 1:
+                raise DataError(f"ids of shape {tuple(ids.shape)} are several texts; decode them row by row")
+            ids = ids.flatten().tolist()
+        return self.tokenizer.decode(ids)
 
     @overload
     def generate(
-        self, idx: Tensor, max_new_tokens: int, temperature: float = 1.0, top_k: int | None = None
+        self,
+        idx: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        *,
+        n_tokens: int | None = None,
     ) -> Tensor: ...
 
     @overload
@@ -136,18 +155,20 @@ class LanguageModel(GPT):
         """Continue a text, or token ids as GPT.generate does.
 
             generate(text, *, seed=None, num_samples=None, **settings) -> the text and its continuation; or a list of them
-            generate(idx, max_new_tokens, temperature=1.0, top_k=None) -> (B, T + max_new_tokens) int64
+            generate(idx, max_new_tokens, temperature=1.0, top_k=None, *, n_tokens=None) -> (B, T + max_new_tokens) int64
 
         The settings of a text are TextSettings: max_new_tokens, min_new_tokens, temperature, top_k, top_p, min_p,
         repetition_penalty and stop. The same seed and settings give what `smallgpt generate` gives, sample i with seed + i;
-        without a seed, one is drawn from torch's global generator. Raises ConfigError for a value out of its range.
+        without a seed, one is drawn from torch's global generator. Ids that pad the vocabulary, those from n_tokens on, are
+        never chosen; n_tokens is the tokenizer's count unless given. Raises ConfigError for what it does not take.
 
             model.generate("One day", seed=1, temperature=0.5, stop=".")
             model.generate("One day", num_samples=3, max_new_tokens=20)
         """
-        if isinstance(idx, Tensor):
-            return super().generate(idx, *args, **settings)
-        return self._texts(idx, *args, **settings)
+        if isinstance(idx, str):
+            return self._texts(idx, *args, **settings)
+        real = None if self._tokenizer is None else self._tokenizer.vocab_size
+        return super().generate(self._ids(idx), *args, **{"n_tokens": real, **settings})
 
     def stream_text(self, text: str, *, seed: int | None = None, **settings: Unpack[TextSettings]) -> Iterator[str]:
         """What generate would add to the text, piece by piece as it comes, in whole characters.
@@ -155,7 +176,7 @@ class LanguageModel(GPT):
         for piece in model.stream_text("Once upon a time", seed=1):
             print(piece, end="", flush=True)
         """
-        chosen, beginning = _settings(settings), Continuation(text, _seed(seed, 1))
+        chosen, beginning = _settings(settings, "seed"), Continuation(_one_text(text), _seed(seed, 1))
         continuer = self._continuer(1)
 
         def pieces() -> Iterator[str]:
@@ -173,7 +194,7 @@ class LanguageModel(GPT):
             score = model.score("Once upon a time, there was a cat.")
             print(score.bits_per_byte, min(score.each, key=lambda token: token.logprob))
         """
-        if not text:
+        if not _one_text(text):
             raise DataError("there is no text to score; give at least one character")
         tokens, text_bytes = text_tokens(self.tokenizer, [well_formed(text)])
         blocks = evaluation_blocks(tokens, self.config.block_size, self.tokenizer.end_of_text)
@@ -214,7 +235,7 @@ class LanguageModel(GPT):
     ) -> str | list[str]:
         if num_samples is not None and num_samples < 1:
             raise ConfigError(f"num_samples is {num_samples}; it must be 1 or more")
-        n, chosen = num_samples or 1, _settings(settings)
+        n, chosen = num_samples or 1, _settings(settings, "seed", "num_samples")
         first = _seed(seed, n)
         texts = [Continuation(text, first + sample) for sample in range(n)]
         with eval_mode(self):
@@ -230,10 +251,31 @@ class LanguageModel(GPT):
         return OpenedModel(self, self._tokenizer, None, self.path, None)
 
     def _ids(self, text: str | Tensor) -> Tensor:
-        return self.encode(text) if isinstance(text, str) else text
+        if isinstance(text, str):
+            return self.encode(text)
+        if isinstance(text, Tensor) and text.dim() == 2:
+            return text
+        given = f"a tensor of shape {tuple(text.shape)}" if isinstance(text, Tensor) else _kind(text)
+        raise ConfigError(f"{given} is neither a text nor ids (B, T): give one text, or torch.tensor([ids])")
 
 
-def _settings(settings: TextSettings) -> Settings:
+def _one_text(text: str) -> str:
+    if not isinstance(text, str):
+        raise ConfigError(f"{_kind(text)} is not a text; give a str, and several texts one by one")
+    return text
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a value of type {type(value).__name__}"
+
+
+def _settings(settings: TextSettings, *others: str) -> Settings:
+    """`others` are what a method takes beside them. Raises ConfigError."""
+    known = list(TextSettings.__annotations__)
+    for name in settings:
+        if name not in known:
+            hint = did_you_mean(name, [*known, *others]) or f"; there are {', '.join([*known, *others])}"
+            raise ConfigError(f"{name} is not a setting of a text{hint}")
     stop = settings.get("stop", ())
     flags: dict[str, Any] = {**settings, "stop": (stop,) if isinstance(stop, str) else tuple(stop)}
     return TextFlags(**flags).settings()

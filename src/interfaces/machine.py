@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from smallgpt.domain.config import RunConfig
+from smallgpt.domain.errors import HardwareError, KernelError
 from smallgpt.infrastructure import devices
 from smallgpt.infrastructure.allocator import freed_memory_kept
 from smallgpt.infrastructure.launches import launched, local_device
@@ -48,7 +49,7 @@ def choose_machine(config: RunConfig) -> Machine:
 
     Raises HardwareError for a wish that cannot be.
     """
-    settings, kernels = config.training, config.kernels
+    settings = config.training
     device = local_device(devices.choose_device(settings.device))
     if device.index is not None:  # "cuda" alone is the current one; streams and events that name none belong to that
         torch.cuda.set_device(device)
@@ -56,15 +57,7 @@ def choose_machine(config: RunConfig) -> Machine:
     torch.set_num_threads(int(threads.value))
     allocator = freed_memory_kept() if device.type == "cpu" else None
     precision = devices.choose_precision(device, settings.precision)
-    selection = select(
-        kernels.backend,
-        device,
-        devices.DTYPES[precision.value],
-        attention=kernels.attention,
-        layer_norm=kernels.layer_norm,
-        linear_cross_entropy=kernels.linear_cross_entropy,
-        shape=Shape(config.model.n_embd // config.model.n_head, config.model.block_size, config.model.n_embd),
-    )
+    selection = _kernels(config, device, precision.value)
     compiling = devices.choose_compile(device, settings.compile, settings.max_minutes)
     among_others = (launched() or (0, 1))[1] > 1
     redrawn = settings.activation_checkpointing and config.model.dropout > 0
@@ -75,3 +68,21 @@ def choose_machine(config: RunConfig) -> Machine:
     obstacle = next((words for words, holds in obstacles.items() if holds), None)
     graphs = devices.choose_graphs(device, settings.cuda_graphs, obstacle)
     return Machine(device, threads, precision, allocator, compiling, graphs, selection)
+
+
+def _kernels(config: RunConfig, device: torch.device, precision: str) -> Selection:
+    wished = config.kernels
+    try:
+        return select(
+            wished.backend,
+            device,
+            devices.DTYPES[precision],
+            attention=wished.attention,
+            layer_norm=wished.layer_norm,
+            linear_cross_entropy=wished.linear_cross_entropy,
+            shape=Shape(config.model.n_embd // config.model.n_head, config.model.block_size, config.model.n_embd),
+        )
+    except KernelError as error:
+        flag = f"--kernels.{error.operation.replace('_', '-')}"
+        others = "--training.device" if precision == "fp32" else "--training.device or --training.precision"
+        raise HardwareError(f"{error}.\nUse {flag} auto, or another {others}.") from None

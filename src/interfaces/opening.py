@@ -35,7 +35,7 @@ class OpenedModel:
 def open_model(path: Path, device: str = "cpu", kernels: str = "torch") -> OpenedModel:
     """A run (its best checkpoint, else its newest good one), a checkpoint, a folder of weights and config, or another tool's.
 
-    Raises CheckpointError.
+    Raises CheckpointError, and KernelError, without a remedy, for kernels that do not run on the device.
     """
     place = devices.choose_device(device)
     if format_of(path) is not None:

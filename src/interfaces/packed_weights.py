@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from smallgpt.domain.errors import SmallGPTError
+from smallgpt.domain.errors import HardwareError, KernelError, SmallGPTError
 from smallgpt.domain.metrics import Score
 from smallgpt.infrastructure import devices
 from smallgpt.infrastructure.allocator import keep_freed_memory
@@ -22,14 +22,18 @@ def open_for_generation(
 ) -> OpenedModel:
     """open_model with its matrices packed. What rounding costs is said, where the run's own data is still there.
 
-    Raises CheckpointError, and ConfigError for weights that this device cannot take.
+    Raises CheckpointError, ConfigError for weights that this device cannot take, and HardwareError for such kernels.
     """
     place = devices.choose_device(device)
     check_weights(weights, place)
     torch.set_num_threads(int(devices.choose_threads(None).value))
     if place.type == "cpu":
         keep_freed_memory()  # choosing a token takes large tensors, the same ones at every step
-    opened = open_model(path, device, kernels or ("auto" if place.type == "cuda" else "torch"))
+    try:
+        opened = open_model(path, device, kernels or ("auto" if place.type == "cuda" else "torch"))
+    except KernelError as error:
+        flags = "another --device" if kernels is None else "--kernels auto, or another --device"
+        raise HardwareError(f"{error}.\nUse {flags}.") from None
     before = _score(opened) if weights != "float32" else None
     pack(opened.model, weights)
     if weights != "float32":

@@ -106,14 +106,14 @@ def _architecture_of(index: int) -> str:
     if torch.version.hip is not None:
         name = torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
         if name != "gfx942":
-            raise HardwareError(f"there are no tiles for AMD's {name}, only for gfx942; use --kernels.backend torch")
+            raise HardwareError(f"there are no tiles for AMD's {name}, only for gfx942; torch's operations need none")
         return "gfx942"
     major, minor = torch.cuda.get_device_capability(index)
     known = [name for name in CUDA_ARCHITECTURES if int(name[3:]) <= 10 * major + minor]
     if not known:
         raise HardwareError(
             f"{torch.cuda.get_device_name(index)} has compute capability {major}.{minor}, and Triton needs 7.5 or more; "
-            "use --kernels.backend torch"
+            "torch's operations run there"
         )
     return known[-1]
 
@@ -146,17 +146,17 @@ def check(operation: str, **tensors: Tensor | None) -> None:
 
 def _check_runs(operation: str, device: str, dtype: torch.dtype) -> None:
     if not INSTALLED:
-        raise HardwareError(f"{operation}: Triton is not installed here; use --kernels.backend auto")
+        raise HardwareError(f"{operation}: Triton is not installed here; torch's operations need none")
     if device != "cpu":
         return
     if not INTERPRETING:
         raise HardwareError(
-            f"{operation}: the Triton kernels need a GPU and the tensors are on the CPU; use --kernels.backend auto, or set "
-            "TRITON_INTERPRET=1 to run them slowly in Triton's interpreter"
+            f"{operation}: the Triton kernels need a GPU, and the tensors are on the CPU; "
+            "TRITON_INTERPRET=1 in the environment runs them there, slowly, in Triton's interpreter"
         )
     if dtype == torch.bfloat16:
         raise HardwareError(
-            f"{operation}: Triton's interpreter cannot do bfloat16 arithmetic; use --training.precision fp32 or fp16"
+            f"{operation}: Triton's interpreter cannot do bfloat16 arithmetic; it can do float32 and float16"
         )
 
 

@@ -39,7 +39,8 @@ def check(
         try:
             results = run(ops, generator, device, dtype, head_size)
         except HardwareError as error:
-            return Check(False, f"does not run on {device}: {first_line(error)}", None, available=False)
+            why = first_line(error).removeprefix(f"{operation}: ")
+            return Check(False, f"does not run on {device}: {why}", None, available=False)
         except Exception as error:  # Triton's, torch's and the driver's have no common base
             return Check(False, f"failed to launch on {device}: {first_line(error)}", None)
         expected = run(oracle, generator.manual_seed(0), torch.device("cpu"), torch.float64, head_size)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from smallgpt.domain.errors import HardwareError
+from smallgpt.domain.errors import KernelError
 from smallgpt.domain.ops import Ops
 from smallgpt.kernels import proof
 from smallgpt.kernels.attention import fused as attention_fused
@@ -101,8 +101,8 @@ def select(
 ) -> Selection:
     """Pick an implementation of each operation for products in dtype; a per-operation wish overrides `backend`.
 
-    `shape` is what `auto` expects speed for; without it a small model's. Raises HardwareError when an explicitly wished
-    one does not run, or runs wrong, on the device.
+    `shape` is what `auto` expects speed for; without it a small model's. Raises KernelError when an explicitly wished
+    one does not run, or runs wrong, on the device; the remedy is for the caller to add.
     """
     own_wishes = {"attention": attention, "layer_norm": layer_norm, "linear_cross_entropy": linear_cross_entropy}
     wishes = {operation: wish or backend for operation, wish in own_wishes.items()}
@@ -138,9 +138,7 @@ def _choose(operation: str, wish: str, device: torch.device, dtype: torch.dtype,
         if result.passed:
             return backend, "; ".join([expectation, result.words, *failures])
         failures.append(f"{backend} {result.words}")
-    raise HardwareError(
-        f"{operation}: {'; '.join(failures)}.\nUse --kernels.{operation.replace('_', '-')} auto, or another --training.device."
-    )
+    raise KernelError(f"{operation}: {'; '.join(failures)}", operation)
 
 
 def _bundle(chosen: dict[str, str]) -> Ops:

@@ -166,10 +166,10 @@ def test_a_context_longer_than_the_block_is_refused(model: GPT) -> None:
 
 
 def test_generate_has_the_seeds_signature() -> None:
-    names = list(inspect.signature(GPT.generate).parameters)
-    assert names == ["self", "idx", "max_new_tokens", "temperature", "top_k"]
-    assert inspect.signature(GPT.generate).parameters["temperature"].default == 1.0
-    assert inspect.signature(GPT.generate).parameters["top_k"].default is None
+    *seeds, own = inspect.signature(GPT.generate).parameters.values()
+    assert [each.name for each in seeds] == ["self", "idx", "max_new_tokens", "temperature", "top_k"]
+    assert [each.default for each in seeds[3:]] == [1.0, None]
+    assert (own.name, own.kind, own.default) == ("n_tokens", own.KEYWORD_ONLY, None)
 
 
 def test_the_seeds_inference_example_runs(tmp_path: Path) -> None:
@@ -226,6 +226,14 @@ def test_sampled_tokens_are_those_of_recomputing_everything(model: GPT) -> None:
     assert torch.equal(model.generate(idx, 30, temperature=0.9, top_k=20), expected)
     torch.manual_seed(6)
     assert not torch.equal(model.generate(idx, 30, temperature=0.9, top_k=20), expected)
+
+
+def test_ids_from_n_tokens_on_are_never_chosen(model: GPT) -> None:
+    idx = tokens(model.config, 4, 3) % 5
+    torch.manual_seed(5)
+    assert model.generate(idx, 30, temperature=100.0).max() >= 5
+    assert model.generate(idx, 30, temperature=100.0, n_tokens=5).max() < 5
+    assert model.generate(idx, 30, temperature=0, n_tokens=5).max() < 5
 
 
 def test_a_row_is_continued_alike_alone_and_in_a_batch(model: GPT) -> None:

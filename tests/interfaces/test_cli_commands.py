@@ -251,6 +251,19 @@ def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_interpreter")
+def test_train_refuses_kernels_that_cannot_run_in_its_own_flags(run: Run, place: Path, tmp_path: Path) -> None:
+    words = ["train", "--data", str(place / "data"), "--out", str(tmp_path / "run"), *TINY, "--training.device=cpu"]
+    code, _, err = run(*words, "--kernels.layer-norm=triton")
+    assert code == 6
+    why, remedy = err.splitlines()
+    assert why.startswith("smallgpt: layer_norm: triton does not run on cpu: the Triton kernels need a GPU, and")
+    assert remedy == "Use --kernels.layer-norm auto, or another --training.device."
+    words[words.index("--training.precision=fp32")] = "--training.precision=fp16"
+    _, _, err = run(*words, "--kernels.backend=triton")
+    assert err.splitlines()[1] == "Use --kernels.attention auto, or another --training.device or --training.precision."
+
+
+@pytest.mark.usefixtures("no_interpreter")
 def test_kernels_check_compares_what_runs_here_and_fails_only_for_what_was_asked_for(run: Run) -> None:
     code, out, _ = run("kernels", "check", "--device", "cpu", "--json")
     rows = json.loads(out)

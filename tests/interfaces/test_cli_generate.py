@@ -34,6 +34,9 @@ def test_a_seed_repeats_and_sample_i_uses_the_next_one(run: Run, model: str) -> 
     assert json.loads(run(*words, "--seed", "5", "--num-samples", "2")[1]) == first
     assert json.loads(run(*words, "--seed", "6")[1]) == first[1:]
     assert first[0]["text"] != first[1]["text"]
+    last = json.loads(run(*words, f"--seed={2**63 - 2}", "--num-samples=2")[1])[1]
+    assert last["seed"] == 2**63 - 1
+    assert json.loads(run(*words, f"--seed={2**63 - 1}")[1]) == [last]
     again = json.loads(run(*words)[1])[0]["seed"]
     assert again != json.loads(run(*words)[1])[0]["seed"]
 
@@ -179,7 +182,9 @@ def test_files_that_are_no_prompt_are_refused(run: Run, model: str, tmp_path: Pa
         ("--stop=", "a stop text is empty"),
         ("--logprobs=-1", "logprobs is -1; it must be 0 or more"),
         ("--lookup=-1", "lookup is -1; it must be 0 or more"),
-        ("--seed=-1", "seed is -1; it must be between 0 and 2^63"),
+        ("--seed=-1", "seed is -1; it must be between 0 and 2^63 - 1"),
+        (f"--seed={2**63}", "it must be between 0 and 2^63 - 1"),
+        (f"--seed={2**63 - 2} --num-samples=3", "between 0 and 2^63 - 3, for 3 samples with seeds from there on"),
         ("--past-block=jump", "--past-block"),
         ("--weights=int3", "--weights"),
         ("--kernels=cuda", "--kernels"),
@@ -189,6 +194,19 @@ def test_bad_values_are_refused_before_a_model_is_looked_for(run: Run, words: st
     code, out, err = run("generate", "no/model", *words.split())
     assert (code, out) == (2, "")
     assert message in err
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_kernels_that_cannot_run_are_refused_in_the_command_s_own_flags(
+    run: Run, model: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smallgpt.kernels.launching.INTERPRETING", False)
+    code, out, err = run(command, model, "--kernels=triton", "--device=cpu")
+    assert (code, out) == (6, "")
+    why, remedy = err.splitlines()
+    assert why.startswith("smallgpt: attention: triton does not run on cpu: the Triton kernels need a GPU, and")
+    assert "TRITON_INTERPRET=1 in the environment" in why
+    assert remedy == "Use --kernels auto, or another --device."
 
 
 def test_a_tokenizer_is_needed_beside_the_model(run: Run, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 
 import smallgpt
 from smallgpt import GPT, GPTConfig, LanguageModel, SmallGPTError
-from smallgpt.domain.errors import CheckpointError, ConfigError, DataError
+from smallgpt.domain.errors import CheckpointError, ConfigError, DataError, HardwareError
 from smallgpt.interfaces.library import TextSettings
 from tests.interfaces.conftest import Run
 from tests.interfaces.written_model import BLOCK_SIZE, END, write_model
 
+Method = Callable[..., object]
 SETTINGS: list[tuple[TextSettings, list[str]]] = [
     ({"temperature": 0.0}, ["--temperature=0"]),
     ({"top_k": 3, "repetition_penalty": 1.3}, ["--top-k=3", "--repetition-penalty=1.3"]),
@@ -56,9 +57,19 @@ def test_a_loaded_model_is_a_gpt(model: LanguageModel) -> None:
     plain = GPT(model.config)
     plain.load_state_dict(model.state_dict())
     torch.manual_seed(3)
-    expected = plain.eval().generate(idx, 5, 0.7, top_k=9)
+    expected = plain.eval().generate(idx, 5, 0.7, top_k=9, n_tokens=model.tokenizer.vocab_size)
     torch.manual_seed(3)
     torch.testing.assert_close(model.generate(idx=idx, max_new_tokens=5, temperature=0.7, top_k=9), expected)
+
+
+def test_padding_of_the_vocabulary_is_never_chosen(model: LanguageModel) -> None:
+    idx = torch.tensor([[97, 98]] * 8)
+    torch.manual_seed(3)
+    ids = model.generate(idx, 40, 100.0)  # so hot that all ids are alike
+    assert ids.max() <= END
+    assert model.generate(idx, 40, 100.0, n_tokens=384).max() > END
+    for row in ids:
+        model.decode(row)
 
 
 @pytest.mark.parametrize(("settings", "flags"), SETTINGS)
@@ -204,6 +215,45 @@ def test_mistakes_are_errors_at_once(model: LanguageModel) -> None:
         model.run_with_cache("a" * (BLOCK_SIZE + 1))
 
 
+def test_kernels_that_cannot_run_are_refused_as_python_names_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smallgpt.kernels.launching.INTERPRETING", False)
+    with pytest.raises(HardwareError, match=r"(?s)^attention: triton .*\nUse kernels='auto', or another device\.$"):
+        smallgpt.load(folder, kernels="triton")
+
+
+def test_what_is_no_text_and_no_ids_is_refused_by_what_it_is(model: LanguageModel) -> None:
+    texts: list[Method] = [model.encode, model.score, model.stream_text]
+    texts_or_ids: list[Method] = [model.generate, model.run_with_cache, model.run_with_hooks]
+    remedy = r" is neither a text nor ids \(B, T\): give one text, or torch\.tensor\(\[ids\]\)"
+    for value, words in ((["Once", "Tom"], "a value of type list"), (None, "None"), (5, "a value of type int")):
+        for call in texts_or_ids:
+            with pytest.raises(ConfigError, match=words + remedy):
+                call(value)
+        for call in texts:
+            with pytest.raises(ConfigError, match=f"{words} is not a text; give a str"):
+                call(value)
+    for call in texts_or_ids:
+        with pytest.raises(ConfigError, match=r"a tensor of shape \(3,\)" + remedy):
+            call(torch.tensor([1, 2, 3]))
+    with pytest.raises(DataError, match=r"ids of shape \(2, 3\) are several texts; decode them row by row"):
+        model.decode(torch.full((2, 3), 97))
+
+
+def test_a_setting_that_there_is_not(model: LanguageModel) -> None:
+    generate: Method = model.generate
+    stream: Method = model.stream_text
+    for method in (generate, stream):
+        for name, hint in (("topk", "did you mean top_k"), ("sed", "did you mean seed"), ("x", "there are max_new")):
+            with pytest.raises(ConfigError, match=f"{name} is not a setting of a text; {hint}"):
+                method("Once", **{name: 5})
+    with pytest.raises(ConfigError, match="did you mean num_samples"):
+        generate("Once", num_sample=5)
+    with pytest.raises(ConfigError, match="num_samples is not a setting of a text; there are"):
+        stream("Once", num_samples=5)
+
+
 def test_a_type_checker_knows_what_comes_out(model: LanguageModel) -> None:
     """`make lint` reads these types, and that the two wrong calls are found wrong."""
     ids: torch.Tensor = model.generate(torch.tensor([[1]]), 3, 1.0, 5)
@@ -213,7 +263,7 @@ def test_a_type_checker_knows_what_comes_out(model: LanguageModel) -> None:
     bits: float | None = model.score("a").bits_per_byte
     assert [type(each) for each in (ids, text, texts, bits)] == [torch.Tensor, str, list, float]
     assert isinstance(pieces, Iterator)
-    with pytest.raises(TypeError, match="temprature"):
+    with pytest.raises(ConfigError, match="temprature"):
         model.generate("a", temprature=1.0)  # type: ignore[call-overload]
     with pytest.raises(TypeError):
         model.generate("a", 20)  # type: ignore[call-overload]

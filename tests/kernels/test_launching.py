@@ -54,7 +54,7 @@ def test_a_gpu_takes_the_tiles_of_the_nearest_architecture_below(
 
 def test_a_gpu_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, (7, 0), "Tesla V100")
-    words = r"Tesla V100 has compute capability 7\.0, and Triton needs 7\.5 or more; use --kernels\.backend torch"
+    words = r"Tesla V100 has compute capability 7\.0, and Triton needs 7\.5 or more; torch's operations run"
     with pytest.raises(HardwareError, match=words) as caught:
         architecture(CUDA)
     assert caught.value.exit_code == 6
@@ -74,7 +74,7 @@ def test_an_amd_gpu_takes_the_tiles_of_gfx942(monkeypatch: pytest.MonkeyPatch) -
     assert architecture(CUDA) == "gfx942"
     launching._architecture_of.cache_clear()
     found.gcnArchName = "gfx1100"
-    with pytest.raises(HardwareError, match=r"no tiles for AMD's gfx1100.*--kernels\.backend torch"):
+    with pytest.raises(HardwareError, match=r"no tiles for AMD's gfx1100.*torch's operations need none"):
         architecture(CUDA)
 
 
@@ -159,6 +159,6 @@ for call in (
 def test_without_triton_the_kernels_import_and_say_what_is_missing() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT_TRITON], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    words = "Triton is not installed here; use --kernels.backend auto"
+    words = "Triton is not installed here; torch's operations need none"
     operations = ("attention", "attention", "layer_norm", "linear_cross_entropy")
     assert done.stdout.splitlines() == [f"6 {operation}: {words}" for operation in operations]

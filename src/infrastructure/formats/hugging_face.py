@@ -43,7 +43,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path) -> PortableModel:
-    """The folder's model. Raises CheckpointError."""
+    """The folder's model. Raises CheckpointError, and DataError for a damaged tokenizer."""
     values = read_json(path / CONFIG)
     config, notes = hugging_face_config.read_config(values, path / CONFIG)
     tensors, more = load_weights(path)

@@ -15,7 +15,7 @@ NAMES = (FILE, VOCABULARY, MERGES)
 def read_tokenizer(folder: Path, ids: int) -> tuple[AnyTokenizer | None, tuple[str, ...]]:
     """The tokenizer of a model with so many ids, and what is to be said about it.
 
-    One of another kind than smallgpt's is left out. Raises CheckpointError for a damaged one, or one with more ids.
+    One of another kind than smallgpt's is left out. Raises DataError for a damaged one, CheckpointError for one with more ids.
     """
     try:
         if (folder / FILE).exists():
@@ -27,7 +27,7 @@ def read_tokenizer(folder: Path, ids: int) -> tuple[AnyTokenizer | None, tuple[s
     except DataError as error:
         reason = str(error).partition(";")[0]
         if not _is_sound(folder / FILE):
-            raise CheckpointError(f"{reason}; fetch or copy it again, or remove it to go without") from None
+            raise DataError(f"{reason}; fetch or copy it again, or remove it to go without") from None
         return None, (f"the tokenizer was left out ({reason}); token ids work, text does not",)
     if tokenizer.vocab_size > ids:
         raise CheckpointError(

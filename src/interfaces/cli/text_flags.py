@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from smallgpt.interfaces.continuing import Settings
     from smallgpt.interfaces.opening import OpenedModel
 
-MAX_SEED = 2**63
+END_OF_SEEDS = 2**63
+"""Seeds are below it, those of all samples too."""
 
 
 @Parameter(name="*")
@@ -84,6 +85,7 @@ def first_seed(seed: int | None, texts: int = 1) -> int:
 
     if seed is None:
         return randbelow(2**31)
-    if not 0 <= seed < MAX_SEED - texts:
-        raise ConfigError(f"seed is {seed}; it must be between 0 and 2^63")
+    if not 0 <= seed <= END_OF_SEEDS - texts:
+        several = f", for {texts} samples with seeds from there on" if texts > 1 else ""
+        raise ConfigError(f"seed is {seed}; it must be between 0 and 2^63 - {texts}{several}")
     return seed

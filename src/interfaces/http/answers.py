@@ -1,4 +1,4 @@
-"""The JSON of answers, as OpenAI's clients read it. A streamed completion is server-sent events, one chunk a token:
+r"""The JSON of answers, as OpenAI's clients read it. A streamed completion is server-sent events, one chunk a token:
 
     data: {"id": "cmpl-...", "object": "text_completion", "created": 1700000000, "model": "demo", "choices": [
       {"index": 0, "text": " kite", "logprobs": {"tokens": [" kite"], "token_logprobs": [-0.5],
@@ -6,9 +6,13 @@
 
 and at the end `data: [DONE]`. "logprobs" is null when none were asked for. "text" may be empty: inside an unfinished
 character, or while it may be the beginning of a stop string; the token's log-probabilities come all the same. A token is
-shown as its bytes' text, with U+FFFD for what is no UTF-8, and "text_offset" counts characters of the continuation. The last
-chunk of a choice has "finish_reason" "stop" (the text ended, or a stop string came) or "length"; it may hold no token. An
-error after the beginning is `data: {"error": {...}}`, and the stream ends there.
+named by its text or, where that is not whole UTF-8, by its bytes: "bytes:\xf0\x9f", in hex throughout; parts of characters
+would look alike otherwise. With "logprobs" of N from 1 on, "top_logprobs" has N or, with the chosen token where it is none of
+the likeliest, N + 1. "text_offset" counts characters of the continuation. The last chunk of a choice has "finish_reason"
+"stop" (the text ended, or a stop string came) or "length"; it may hold no token. An error after the beginning is
+`data: {"error": {...}}`, and the stream ends there.
+
+In a chat a token has its text, with U+FFFD for what is no UTF-8, and its bytes beside it.
 """
 
 from collections.abc import Sequence
@@ -131,9 +135,6 @@ class Answer:
         choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": finish}
         return {**self._head(self.chunk_kind), "choices": [choice]}
 
-    def _shown(self, id: int) -> str:
-        return self._tokenizer.decode([id])
-
     def _content(self, text: str) -> Json:
         raise NotImplementedError
 
@@ -162,15 +163,21 @@ class CompletionAnswer(Answer):
     _chunk_content = _content
 
     def _token_logprobs(self, token: Token, choice: Choice) -> Json:
-        top: dict[str, float] = {}
-        for id, logprob in token.alternatives:
-            top.setdefault(self._shown(id), logprob)  # two may look the same; the likelier stays
+        top = {self._name(id): logprob for id, logprob in token.alternatives}
+        name = self._name(token.id)
         return {
-            "tokens": self._shown(token.id),
+            "tokens": name,
             "token_logprobs": token.logprob,
-            "top_logprobs": top,
+            "top_logprobs": {**top, name: token.logprob} if top else top,
             "text_offset": choice.characters,
         }
+
+    def _name(self, id: int) -> str:
+        data = self._tokenizer.decode_bytes([id])
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
     def _merge(self, logprobs: list[Json]) -> Json | None:
         return {name: [one[name] for one in logprobs] for name in logprobs[0]} if logprobs else None
@@ -196,7 +203,11 @@ class ChatAnswer(Answer):
         return {**self._entry(token.id, token.logprob), "top_logprobs": top}
 
     def _entry(self, id: int, logprob: float | None) -> Json:
-        return {"token": self._shown(id), "logprob": logprob, "bytes": list(self._tokenizer.decode_bytes([id]))}
+        return {
+            "token": self._tokenizer.decode([id]),
+            "logprob": logprob,
+            "bytes": list(self._tokenizer.decode_bytes([id])),
+        }
 
     def _merge(self, logprobs: list[Json]) -> Json | None:
         return {"content": logprobs, "refusal": None} if logprobs else None

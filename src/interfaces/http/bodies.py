@@ -16,6 +16,12 @@ Id = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[Id], Field(fail_fast=True, min_length=1, max_length=TOKENS_IN_JSON)]
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]
 Zero = Annotated[float, Field(ge=0, le=0)]
+UNSUPPORTED = {
+    "presence_penalty": "not supported; leave it out, or give repetition_penalty",
+    "frequency_penalty": "not supported; leave it out, or give repetition_penalty",
+    "logit_bias": "not supported; leave it out",
+}
+"""Fields of OpenAI's that are taken with the value that changes nothing alone."""
 PROMPT_WORDS = "a string, a list of strings, a list of token ids, or a list of such lists"
 
 
@@ -73,7 +79,9 @@ class CompletionBody(_Sampled):
         | Annotated[list[Ids], Field(fail_fast=True, min_length=1, max_length=PROMPTS)]
         | None
     ) = Field(None, description=f"The beginning of the text: {PROMPT_WORDS}.")
-    logprobs: int | None = Field(None, ge=0, le=LOGPROBS, description="Log-probabilities of so many likeliest tokens.")
+    logprobs: int | None = Field(
+        None, ge=0, le=LOGPROBS, description="Log-probabilities of so many likeliest tokens, and the chosen one's."
+    )
     echo: bool | None = Field(None, description="The text begins with the prompt; not together with logprobs.")
     best_of: Annotated[int, Field(ge=1, le=1)] | None = Field(None, description="Only 1.")
     suffix: Literal[""] | None = Field(None, description="Only empty.")
@@ -173,10 +181,13 @@ def _mistake(kind: type[BaseModel], error: ValidationError) -> ApiError:
         words = f"stop must be a string, or at most {STOPS} of them, of 1 to {STOP_CHARACTERS} characters each"
         return ApiError(400, words, param="stop")
     value = "missing" if first["type"] == "missing" else _short(first["input"])
-    return ApiError(400, f"{'.'.join(names)[:100]} is {value}: {first['msg']}", param=name[:100])
+    words = UNSUPPORTED.get(name, first["msg"])
+    return ApiError(400, f"{'.'.join(names)[:100]} is {value}: {words}", param=name[:100])
 
 
 def _short(value: Any) -> str:
     """A value as ASCII JSON, cut where it is long."""
-    words = json.dumps(value if not isinstance(value, dict | list) else f"a {type(value).__name__}")
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    words = json.dumps(value)
     return words if len(words) <= 60 else f"{words[:60]}..."

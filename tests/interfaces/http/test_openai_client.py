@@ -1,6 +1,7 @@
 """OpenAI's own Python client gets from the server what it gets from OpenAI."""
 
 import math
+import re
 
 import openai
 import pytest
@@ -94,7 +95,7 @@ def test_log_probabilities_are_the_models_own(client: openai.OpenAI) -> None:
     found = done.choices[0].logprobs
     assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == len(found.text_offset) == 6
     assert all(logprob < 0 for logprob in found.token_logprobs)
-    assert all(1 <= len(top) <= 3 and max(top.values()) < 0 for top in found.top_logprobs)
+    assert all(3 <= len(top) <= 4 and max(top.values()) < 0 for top in found.top_logprobs)
     assert found.text_offset[0] == 0
     assert sorted(found.text_offset) == found.text_offset
     streamed = list(client.completions.create(**arguments, stream=True, extra_body={"min_tokens": 6}))  # type: ignore[call-overload]
@@ -104,6 +105,23 @@ def test_log_probabilities_are_the_models_own(client: openai.OpenAI) -> None:
     assert none.choices[0].logprobs.top_logprobs[0] == {}
     every = client.completions.create(**{**arguments, "logprobs": 20, "prompt": "é"})  # type: ignore[call-overload]
     assert math.exp(max(every.choices[0].logprobs.top_logprobs[0].values())) < 1
+
+
+def test_a_token_that_is_a_part_of_a_character_is_named_by_its_bytes(client: openai.OpenAI) -> None:
+    arguments = {"model": "tiny", "prompt": "é", "max_tokens": 30, "seed": 1, "extra_body": {"min_tokens": 30}}
+    done = client.completions.create(**arguments, logprobs=20)  # type: ignore[call-overload]
+    found = done.choices[0].logprobs
+    parts = [name for name in found.tokens if name.startswith("bytes:")]
+    assert len(parts) > 5, "half of the model's tokens are bytes above 127"
+    assert all(re.fullmatch(r"bytes:\\x[89a-f][0-9a-f]", name) for name in parts)
+    assert not [name for top in found.top_logprobs for name in top if "\ufffd" in name]
+    for name, logprob, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True):
+        assert top[name] == logprob
+        assert len(top) == 20 + (logprob < sorted(top.values())[-20]), "none is dropped"
+    assert not any("bytes:" in choice.text for choice in done.choices)
+    streamed = list(client.completions.create(**arguments, logprobs=20, stream=True))  # type: ignore[call-overload]
+    assert [chunk.choices[0].logprobs.tokens[0] for chunk in streamed] == found.tokens
+    assert [chunk.choices[0].logprobs.top_logprobs[0] for chunk in streamed] == found.top_logprobs
 
 
 def test_a_stop_string_ends_the_text_before_it(client: openai.OpenAI) -> None:

@@ -203,6 +203,13 @@ document.addEventListener("keydown", (event) => {
 const count = (tokens) => `${tokens} token${tokens === 1 ? "" : "s"}`;
 const bitsOf = (tokens) => tokens.reduce((sum, { logprob }) => sum - logprob / Math.LN2, 0);
 
+/** A token's own text. One that is no whole letter is told as its bytes, "bytes:\xf0\x9f". */
+function textOf({ token }) {
+  if (!/^bytes:(\\x[0-9a-f]{2})+$/.test(token)) return token;
+  const bytes = token.match(/[0-9a-f]{2}(?=\\|$)/g).map((byte) => parseInt(byte, 16));
+  return new TextDecoder().decode(Uint8Array.from(bytes));
+}
+
 /** Shows what a chunk brought -> how many tokens that was. */
 function take({ text, logprobs }) {
   const came = (logprobs?.tokens ?? []).map((token, at) => ({
@@ -213,8 +220,8 @@ function take({ text, logprobs }) {
   held.push(...came);
   written += text;
   if (text) {
-    const apart = held.map(({ token }) => token).join("") === text;
-    for (const one of apart ? held.filter(({ token }) => token) : []) add(one.token, [one]);
+    const apart = held.map(textOf).join("") === text;
+    for (const one of apart ? held.filter(textOf) : []) add(textOf(one), [one]);
     if (!apart) add(text, held);
     held = [];
   }
@@ -302,7 +309,8 @@ function showCard(span) {
   }
   $("card-caption").textContent =
     tokens.length === 1 ? "likeliest, before temperature and top-k" : `made of ${count(tokens.length)}`;
-  $("card-rows").replaceChildren(...rows.map((row) => cardRow(...row, row[0] === span.textContent)));
+  const taken = tokens.length === 1 ? tokens[0].token : null;
+  $("card-rows").replaceChildren(...rows.map((row) => cardRow(...row, row[0] === taken)));
   shown = span;
   span.classList.add("shown");
   span.setAttribute("aria-describedby", "card");

@@ -24,7 +24,7 @@ KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/j
 
 @dataclass(frozen=True)
 class Told:
-    """A token as the server tells it: its text, its probability, and other tokens with theirs."""
+    """A token as the server tells it: its name, its probability, and other tokens with theirs."""
 
     token: str
     probability: float = 0.5

@@ -141,15 +141,26 @@ def test_the_colours_can_be_put_out(page: "Page") -> None:
 
 
 def test_tokens_of_half_a_letter_are_shown_together(page: "Page", stand_in: StandIn) -> None:
-    # as the server sends the bytes of é: no text until the letter is whole, each token as what it is alone
-    stand_in.plan.story = [Told(" caf", 0.5), Told("\ufffd", 0.25), Told("\ufffd", 0.5), Told(" on", 0.5)]
+    # as the server sends the bytes of é: no text until the letter is whole, each token by its bytes
+    stand_in.plan.story = [Told(" caf", 0.5), Told(r"bytes:\xc3", 0.25), Told(r"bytes:\xa9", 0.5), Told(" on", 0.5)]
     stand_in.plan.texts = [" caf", "", "é", " on"]
     write(page)
     assert page.locator("#tokens .token").all_text_contents() == [" caf", "é", " on"]
     page.hover("#tokens .token >> nth=1")
     assert page.text_content("#card-figures") == "12.5 %, 3.00 bits"
     assert page.text_content("#card caption") == "made of 2 tokens"
-    assert card(page) == ["\ufffd", "25.0 %", "\ufffd", "50.0 %"]
+    assert card(page) == [r"bytes:\xc3", "25.0 %", r"bytes:\xa9", "50.0 %"]
+
+
+def test_bytes_that_become_no_letter_are_shown_as_such(page: "Page", stand_in: StandIn) -> None:
+    # the next token shows that the letter is never finished; the text of both comes with it
+    stand_in.plan.story = [Told(r"bytes:\xf0\x9f", 0.5, {r"bytes:\xf0": 0.3}), Told(" on", 0.25)]
+    stand_in.plan.texts = ["", "\ufffd on"]
+    write(page)
+    assert page.locator("#tokens .token").all_text_contents() == ["\ufffd", " on"]
+    page.hover("#tokens .token >> nth=0")
+    assert card(page) == [r"bytes:\xf0\x9f", "50.0 %", r"bytes:\xf0", "30.0 %"]
+    assert page.locator("#card .taken").all_text_contents() == [r"bytes:\xf0\x9f50.0 %"]
 
 
 def test_a_new_story_closes_the_card_of_the_old_one(page: "Page", stand_in: StandIn) -> None:
