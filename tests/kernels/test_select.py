@@ -1,7 +1,5 @@
 """The choice of implementations, and the whole model with each of them."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +7,8 @@ from torch import Tensor
 from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.errors import HardwareError
 from smallgpt.domain.gpt import GPT
-from smallgpt.domain.ops import TORCH_OPS, Ops
-from smallgpt.kernels import launching, proof, select
+from smallgpt.domain.ops import TORCH_OPS
+from smallgpt.kernels import launching, select
 from smallgpt.kernels.expectations import Shape, preference
 from smallgpt.kernels.select import BACKENDS, LOSS_BACKENDS, OPERATIONS, backends_of, candidates
 
@@ -131,58 +129,6 @@ def test_an_explicit_choice_that_cannot_run_is_an_error_with_a_remedy(
     with pytest.raises(HardwareError) as caught:
         select.select("torch")
     assert len(str(caught.value).splitlines()) <= 2
-
-
-def wrong_in(operation: str) -> Ops:
-    faults: dict[str, Any] = {
-        "cached_attention": lambda q, k, v, n: TORCH_OPS.cached_attention(q, k, v, torch.full_like(n, k.size(1))),
-        "layer_norm": lambda x, w, b, eps: TORCH_OPS.layer_norm(x, w, None, eps),
-        "add_layer_norm": lambda r, d, w, b, eps: (r, TORCH_OPS.layer_norm(r + d, w, b, eps)),
-        "linear_cross_entropy": lambda x, w, t, s, i, z: TORCH_OPS.linear_cross_entropy(x, w, t, 0.0, i, z),
-    }
-    return TORCH_OPS._replace(**{operation: faults[operation]})
-
-
-@pytest.mark.parametrize(
-    ("operation", "part"),
-    [
-        ("attention", "cached_attention"),
-        ("layer_norm", "layer_norm"),
-        ("layer_norm", "add_layer_norm"),
-        ("linear_cross_entropy", "linear_cross_entropy"),
-    ],
-)
-def test_the_proof_looks_at_every_part_of_an_operation(operation: str, part: str) -> None:
-    good = proof.check(operation, TORCH_OPS, BACKENDS["reference"], CPU, torch.float32)
-    bad = proof.check(operation, wrong_in(part), BACKENDS["reference"], CPU, torch.float32)
-    assert good.passed, good.words
-    assert not bad.passed, bad.words
-
-
-class OtherMaskBackwards(torch.autograd.Function):
-    """Attention whose backward pass drops other weights than its forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, dropout: float) -> Tensor:
-        ctx.save_for_backward(qkv)
-        ctx.dropout = dropout
-        return TORCH_OPS.causal_attention(qkv, dropout)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        leaf = ctx.saved_tensors[0].detach().requires_grad_()
-        with torch.enable_grad():
-            y = TORCH_OPS.causal_attention(leaf, ctx.dropout)
-        return torch.autograd.grad(y, leaf, upstream)[0], None
-
-
-def test_the_proof_notices_another_dropout_mask_in_the_backward_pass() -> None:
-    def attend(qkv: Tensor, dropout: float) -> Tensor:
-        y: Tensor = OtherMaskBackwards.apply(qkv, dropout)  # type: ignore[no-untyped-call]
-        return y
-
-    ops = TORCH_OPS._replace(causal_attention=attend)
-    assert not proof.check("attention", ops, BACKENDS["reference"], CPU, torch.float32).passed
 
 
 def test_a_gpu_that_triton_does_not_serve_leaves_auto_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
