@@ -169,6 +169,44 @@ def test_every_parameters_gradient_is_the_references_in_float64(tiny: GPTConfig,
         assert (found.grad.double() - wanted.grad).norm() <= 1e-5 * wanted.grad.norm() + 1e-8, name
 
 
+def gradient_penalty(model: GPT, idx: Tensor, *, create_graph: bool) -> Tensor:
+    """The squared gradient of one parameter, under the same dropout at every call."""
+    torch.manual_seed(0)
+    bias = model.get_parameter("transformer.ln_f.bias")
+    (gradient,) = torch.autograd.grad(model(idx, idx), bias, create_graph=create_graph)
+    return gradient.square().sum()
+
+
+def test_the_formulas_of_a_whole_model_can_be_differentiated_twice(tiny: GPTConfig) -> None:
+    model = GPT(tiny.model_copy(update={"dropout": 0.2}), BACKENDS["reference"]).double()
+    idx = torch.randint(61, (2, 7))
+    torch.autograd.backward(gradient_penalty(model, idx, create_graph=True))
+    for name in ("lm_head.weight", "transformer.h.0.attn.c_attn.weight", "transformer.ln_f.weight"):
+        weight = model.get_parameter(name)
+        assert weight.grad is not None
+        direction = torch.randn_like(weight)
+        with torch.no_grad():
+            sides = []
+            for step in (1e-5, -2e-5):
+                weight.add_(direction, alpha=step)
+                with torch.enable_grad():
+                    sides.append(gradient_penalty(model, idx, create_graph=False).item())
+            weight.add_(direction, alpha=1e-5)
+        assert (weight.grad * direction).sum().item() == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"reference"}))
+def test_a_second_derivative_of_any_other_is_refused_not_dropped(tiny: GPTConfig, backend: str) -> None:
+    words = r'no second derivative .* smallgpt.load\(RUN, kernels="reference"\)'
+    idx = torch.randint(61, (2, 7))
+    with pytest.raises(RuntimeError, match=f"^linear-cross-entropy: .* {words}"):
+        gradient_penalty(GPT(tiny, BACKENDS[backend]), idx, create_graph=True)
+    qkv = torch.randn(1, 5, 3, 2, 8, requires_grad=True)
+    y = BACKENDS[backend].causal_attention(qkv, 0.0)
+    with pytest.raises(RuntimeError, match=f"^attention: .* {words}"):
+        torch.autograd.grad(y.sum(), qkv, create_graph=True)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_model_generates_the_same_with_every_backend(tiny: GPTConfig, backend: str) -> None:
     model = GPT(tiny, BACKENDS[backend]).eval()

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smallgpt.domain.gradients import first_derivative_only
 from smallgpt.kernels.attention import decode, one_tile, two_stage
-from smallgpt.kernels.gradients import first_derivative_only
 from smallgpt.kernels.language import triton
 from smallgpt.kernels.launching import architecture, check, define, launch, multiprocessors
 from smallgpt.kernels.tiles import Tile, tile
