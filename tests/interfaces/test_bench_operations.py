@@ -92,3 +92,11 @@ def test_mistakes_are_one_or_two_lines(run: Run, arguments: str, code: int, mess
     at = next(number for number, line in enumerate(lines) if line.startswith("smallgpt: "))  # below the header, if any
     assert lines[at].startswith(f"smallgpt: {message}")
     assert len(lines) - at <= 2
+
+
+@pytest.mark.parametrize("sizes", [["--rows=1", "--vocab-size=16"], ["--rows=8", "--vocab-size=1"]], ids=str)
+def test_a_single_row_or_id_has_right_systems(run: Run, sizes: list[str]) -> None:
+    words = ["--n-embd=16", "--direction", "both", "--system", "torch", "reference", "--json"]
+    code, out, err = run("bench", "cross-entropy", *sizes, *QUICK, *words)
+    assert code == 0, err
+    assert {row["system"] for row in json.loads(out)} == {"torch", "reference"}
