@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers by their bytes
@@ -18,7 +17,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """As torch.nn.functional.dropout; on a CPU other numbers than torch's follow from a seed."""
     if not training or p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
-    y: Tensor = _Dropout.apply(x, p)  # type: ignore[no-untyped-call]
+    y: Tensor = _Dropout.apply(x, p, None)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -37,15 +36,17 @@ def kept_of(x: Tensor, kept: Tensor) -> Tensor:
 
 
 class _Dropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        kept = draw_kept(x, p)
-        ctx.save_for_backward(kept)
-        ctx.scale = 1 / (1 - p)
-        return kept_of(x, kept).mul_(ctx.scale)
+    """With a mask that is given, or drawn: the gradient is the same function of dy, and can so be differentiated itself."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+    def forward(ctx: Any, x: Tensor, p: float, kept: Tensor | None) -> Tensor:
+        if kept is None:
+            kept = draw_kept(x, p)
+        ctx.save_for_backward(kept)
+        ctx.p = p
+        return kept_of(x, kept).mul_(1 / (1 - p))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         (kept,) = ctx.saved_tensors
-        return kept_of(dy, kept).mul_(ctx.scale), None
+        return _Dropout.apply(dy, ctx.p, kept), None, None  # type: ignore[no-untyped-call]

@@ -14,7 +14,11 @@ class CausalAttention(Protocol):
     """softmax(q kᵀ / √D, with the future masked) v, on the packed projection."""
 
     def __call__(self, qkv: Tensor, dropout: float) -> Tensor:
-        """(B, T, 3, H, D), probability of dropping an attention weight -> (B, T, H, D)."""
+        """(B, T, 3, H, D), probability of dropping an attention weight -> (B, T, H, D).
+
+        What stays is scaled by 1/(1 - dropout). Which weights are dropped follows from the state of torch's generator for
+        qkv's device and from qkv's shape alone.
+        """
 
 
 class CachedAttention(Protocol):
@@ -66,6 +70,9 @@ class LinearCrossEntropy(Protocol):
         distribution: (1-ε)·nll + ε·mean over the vocabulary. z_loss·lse² is added to a row's loss, lse being the
         natural logarithm of the softmax's denominator (PaLM's z-loss, arXiv 2204.02311, section 5).
         With every target ignored the mean is 0/0 = nan, as in torch, and the gradients are 0.
+
+        The reader owns the gradient of `weight`: the tied embedding's is added to it in place (domain/tying.py), so a backward
+        pass must not hand out a tensor that it keeps for a second one (retain_graph).
         """
 
 

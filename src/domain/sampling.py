@@ -115,7 +115,8 @@ def next_token_at(logits: Tensor, seen: Tensor, sampling: Sampling, draws: Tenso
 
 def check_finite(logits: Tensor) -> None:
     """Raise NumericsError for nan or inf among logits, or what was made of them."""
-    if not torch.isfinite(logits.sum()):  # a sum keeps nan and inf, and is quicker than a look at each
+    # a sum keeps nan and inf, and is quicker than a look at each; of finite numbers, one in float64 stays finite
+    if not torch.isfinite(logits.sum(dtype=torch.float64)):
         raise NumericsError("the model's logits are not finite; its weights are damaged or its precision overflowed")
 
 

@@ -57,19 +57,28 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 def bench(cases: Sequence[Case], settings: Settings, ceilings: Ceilings, say: Say, tell: Tell) -> list[dict[str, Any]]:
     """One row for each case, direction and system: the fields of the case and of OperationRow, dtype and input_sets.
 
-    Raises HardwareError, before anything of a case is timed, if a backend of ours is wrong on the device, or if a system
-    that was asked for by name does not run; ConfigError for an unknown name.
+    Raises HardwareError, before anything of a case is timed, if a backend of ours is wrong on the device; and what
+    check_systems() raises.
     """
-    systems = {system.name: system for case in cases for system in case.systems(settings.device)}
+    check_systems(cases, settings)
+    for name, system in _systems(cases, settings).items():
+        if not settings.systems and (reason := settings.unfit(system)):
+            say(f"{name} is left out: {reason}")
+    return [row for case in cases for row in _bench(case, settings, ceilings, say, tell)]
+
+
+def check_systems(cases: Sequence[Case], settings: Settings) -> None:
+    """Raise ConfigError for the name of a system that does not exist, HardwareError for one that does not run here."""
+    systems = _systems(cases, settings)
     for name in settings.systems:
         if name not in systems:
             raise ConfigError(f"unknown system {name!r}; use {', '.join(systems)}")
         if reason := settings.unfit(systems[name]):
             raise HardwareError(f"{cases[0].operation}: {name} cannot be timed: {reason}")
-    for name, system in systems.items():
-        if not settings.systems and (reason := settings.unfit(system)):
-            say(f"{name} is left out: {reason}")
-    return [row for case in cases for row in _bench(case, settings, ceilings, say, tell)]
+
+
+def _systems(cases: Sequence[Case], settings: Settings) -> dict[str, System]:
+    return {system.name: system for case in cases for system in case.systems(settings.device)}
 
 
 def parity(case: Case, system: System, device: torch.device, dtype: torch.dtype) -> float:

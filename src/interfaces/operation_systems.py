@@ -169,7 +169,7 @@ class CrossEntropy:
         """See Case. Logits have a standard deviation of 1, as those of a model have after some training."""
         x, weight = _normal(generator, self.rows, self.width), _normal(generator, self.vocab_size, self.width)
         targets = torch.randint(self.vocab_size, (self.rows,), generator=generator, device=generator.device)
-        targets[:: max(2, self.rows // 8)] = IGNORED
+        targets[1 :: max(2, self.rows // 8)] = IGNORED  # never the only row
         return Operands((x, weight / self.width**0.5), (targets,))
 
     def systems(self, device: torch.device) -> Iterator[System]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from smallgpt.domain.dropout import draw_kept, dropout
@@ -36,6 +37,17 @@ def test_the_gradient_has_the_mask_of_the_output() -> None:
     upstream = torch.randn(33, 65)
     (gradient,) = torch.autograd.grad(y, x, upstream)
     torch.testing.assert_close(gradient, torch.where(y == 0, 0.0, upstream / 0.6))
+
+
+def test_the_gradient_can_be_differentiated() -> None:
+    x = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+
+    def dropped(x: Tensor) -> Tensor:
+        torch.manual_seed(4)
+        return dropout(x, 0.4, training=True)
+
+    torch.autograd.gradgradcheck(dropped, x)
+    torch.autograd.gradgradcheck(lambda x: dropped(x).sin(), x)
 
 
 def test_strides_and_what_is_not_finite() -> None:

@@ -147,6 +147,14 @@ def test_padding_of_the_vocabulary_is_never_drawn(n_tokens: int) -> None:
         assert int(next_token(logits, seen, Sampling(temperature=temperature, n_tokens=n_tokens)).max()) < n_tokens
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 3.2), (torch.float32, 3e38)], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_finite_logits_whose_sum_is_not_are_taken(dtype: torch.dtype, size: float, sign: int) -> None:
+    logits = torch.full((2, 50304), sign * size, dtype=dtype)
+    logits[:, 7] = 0 if sign < 0 else torch.finfo(dtype).max
+    assert next_token(logits, torch.zeros(2, 1, dtype=torch.long), Sampling(temperature=0)).tolist() == [[7], [7]]
+
+
 @pytest.mark.parametrize("bad", [nan, inf, -inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_finite_are_refused(bad: float, temperature: float) -> None:

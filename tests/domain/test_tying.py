@@ -35,6 +35,19 @@ def test_the_gradient_is_the_sum_of_both(parts: str) -> None:
     torch.testing.assert_close(found, gradient(plain, weight, idx, parts), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("parts", ["lookup and head", "lookup", "head"])
+def test_the_gradient_can_be_differentiated(parts: str) -> None:
+    weight = torch.randn(7, C, dtype=torch.float64, requires_grad=True)
+    idx = torch.tensor([[1, 3, 1], [6, 1, 0]])
+
+    def both(weight: Tensor) -> Tensor:
+        rows, head = embed_and_head(weight, idx)
+        wanted = [rows.sin().sum()] * ("lookup" in parts) + [head.square().sin().sum()] * ("head" in parts)
+        return sum(wanted, torch.zeros((), dtype=torch.float64))
+
+    torch.autograd.gradgradcheck(both, weight)
+
+
 def test_no_second_buffer_of_the_weights_size_is_made() -> None:
     weight = torch.randn(V, C, requires_grad=True)
     idx = torch.randint(V, (2, 3))

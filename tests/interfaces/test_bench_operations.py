@@ -77,6 +77,9 @@ def test_help_has_examples(run: Run, command: str) -> None:
         ("layer-norm --widths 5.5", 2, "Invalid value for --widths: '5.5' is not a whole number"),
         ("attention --dropout 1", 2, "dropout 1.0 is not in [0, 1); use 0 for none"),
         ("attention --rounds 0", 2, "rounds 0 is less than 1"),
+        ("attention --seconds nan", 2, "seconds nan is no length of time; use 0 or more, as 0.1"),
+        ("layer-norm --seconds inf", 2, "seconds inf is no length of time"),
+        ("cross-entropy --seconds -1", 2, "seconds -1.0 is no length of time"),
         ("attention --n-head 0", 2, "n-head 0 is less than 1"),
         ("attention --head-size -1", 2, "head-size -1 is less than 1"),
         ("cross-entropy --direction sideways", 2, 'Invalid value "sideways" for --direction.'),
@@ -92,3 +95,18 @@ def test_mistakes_are_one_or_two_lines(run: Run, arguments: str, code: int, mess
     at = next(number for number, line in enumerate(lines) if line.startswith("smallgpt: "))  # below the header, if any
     assert lines[at].startswith(f"smallgpt: {message}")
     assert len(lines) - at <= 2
+
+
+def test_a_system_that_does_not_exist_is_refused_before_anything_is_measured(run: Run) -> None:
+    code, _, err = run("bench", "attention", *QUICK, "--system", "foo")
+    assert code == 2
+    assert "unknown system 'foo'" in err
+    assert "ceilings" not in err
+
+
+@pytest.mark.parametrize("sizes", [["--rows=1", "--vocab-size=16"], ["--rows=8", "--vocab-size=1"]], ids=str)
+def test_a_single_row_or_id_has_right_systems(run: Run, sizes: list[str]) -> None:
+    words = ["--n-embd=16", "--direction", "both", "--system", "torch", "reference", "--json"]
+    code, out, err = run("bench", "cross-entropy", *sizes, *QUICK, *words)
+    assert code == 0, err
+    assert {row["system"] for row in json.loads(out)} == {"torch", "reference"}

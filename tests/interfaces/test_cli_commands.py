@@ -14,7 +14,7 @@ from smallgpt.infrastructure.tokenizing import making
 from smallgpt.infrastructure.tokenizing.making import Options
 from smallgpt.interfaces.cli import preparing
 from smallgpt.interfaces.cli.preparing import default_folder
-from smallgpt.kernels.select import BACKENDS
+from smallgpt.kernels.select import BACKENDS, LOSS_BACKENDS
 from tests.interfaces.conftest import Run, leave
 
 TINY = [
@@ -295,6 +295,17 @@ def test_kernels_check_finds_what_is_wrong(run: Run, monkeypatch: pytest.MonkeyP
     assert code == 6
     assert out.count("FAILED") == 3
     assert "division by zero" in out
+
+
+def test_kernels_check_knows_a_new_backend_by_its_place_in_the_table(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for table in (BACKENDS, LOSS_BACKENDS):
+        monkeypatch.setitem(table, "my-own", BACKENDS["torch"])
+    code, out, _ = run("kernels", "check", "--device", "cpu", "--backend", "my-own", "--json")
+    assert code == 0
+    assert {row["backend"] for row in json.loads(out)} == {"my-own"}
+    code, out, err = run("kernels", "check", "--backend", "my-won")
+    assert (code, out) == (2, "")
+    assert err.startswith("smallgpt: unknown backend 'my-won'; did you mean my-own?\n")
 
 
 @pytest.mark.usefixtures("no_interpreter")

@@ -47,6 +47,15 @@ def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert difference <= TOLERANCE[dtype] * expected.norm() + 1e-7
 
 
+def test_under_autocast_the_reference_rounds_nothing() -> None:
+    qkv = torch.randn(2, 20, 3, 2, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = reference.causal_attention(qkv, 0.0)
+        cached = reference.cached_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], torch.tensor([20, 20]))
+    assert torch.equal(y, reference.causal_attention(qkv, 0.0))
+    torch.testing.assert_close(cached, y)
+
+
 @implementation
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

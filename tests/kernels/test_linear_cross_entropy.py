@@ -292,6 +292,18 @@ def test_under_autocast_only_the_products_are_rounded(
         assert_near(found, wanted, 2 * tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_under_autocast_the_reference_rounds_nothing(dtype: torch.dtype) -> None:
+    x, weight, targets = problem(9000, 16, 5000)  # whose sum is beyond fp16
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            loss = reference.linear_cross_entropy(x, weight, targets, reduction="sum")
+        results.append((loss, *gradients(loss, x, weight, 1.0)))
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(*results, strict=True))
+    assert torch.isfinite(results[1][0])
+
+
 def test_fp16_keeps_gradients_that_the_mean_over_many_rows_would_flush_to_zero() -> None:
     """Divided by N before the backward pass, slopes of 1e-5 fall under fp16's smallest number (Liger-Kernel #512)."""
     N, V, scale = 4096, 4000, 65536.0

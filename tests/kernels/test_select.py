@@ -1,7 +1,5 @@
 """The choice of implementations, and the whole model with each of them."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +7,8 @@ from torch import Tensor
 from smallgpt.domain.config import GPTConfig
 from smallgpt.domain.errors import HardwareError, KernelError
 from smallgpt.domain.gpt import GPT
-from smallgpt.domain.ops import TORCH_OPS, Ops
-from smallgpt.kernels import launching, proof, select
+from smallgpt.domain.ops import TORCH_OPS
+from smallgpt.kernels import launching, select
 from smallgpt.kernels.expectations import Shape, preference
 from smallgpt.kernels.select import BACKENDS, LOSS_BACKENDS, OPERATIONS, backends_of, candidates
 
@@ -132,58 +130,6 @@ def test_an_explicit_choice_that_cannot_run_is_an_error(fault: object, monkeypat
         assert len(str(caught.value).splitlines()) == 1
 
 
-def wrong_in(operation: str) -> Ops:
-    faults: dict[str, Any] = {
-        "cached_attention": lambda q, k, v, n: TORCH_OPS.cached_attention(q, k, v, torch.full_like(n, k.size(1))),
-        "layer_norm": lambda x, w, b, eps: TORCH_OPS.layer_norm(x, w, None, eps),
-        "add_layer_norm": lambda r, d, w, b, eps: (r, TORCH_OPS.layer_norm(r + d, w, b, eps)),
-        "linear_cross_entropy": lambda x, w, t, s, i, z: TORCH_OPS.linear_cross_entropy(x, w, t, 0.0, i, z),
-    }
-    return TORCH_OPS._replace(**{operation: faults[operation]})
-
-
-@pytest.mark.parametrize(
-    ("operation", "part"),
-    [
-        ("attention", "cached_attention"),
-        ("layer_norm", "layer_norm"),
-        ("layer_norm", "add_layer_norm"),
-        ("linear_cross_entropy", "linear_cross_entropy"),
-    ],
-)
-def test_the_proof_looks_at_every_part_of_an_operation(operation: str, part: str) -> None:
-    good = proof.check(operation, TORCH_OPS, BACKENDS["reference"], CPU, torch.float32)
-    bad = proof.check(operation, wrong_in(part), BACKENDS["reference"], CPU, torch.float32)
-    assert good.passed, good.words
-    assert not bad.passed, bad.words
-
-
-class OtherMaskBackwards(torch.autograd.Function):
-    """Attention whose backward pass drops other weights than its forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, qkv: Tensor, dropout: float) -> Tensor:
-        ctx.save_for_backward(qkv)
-        ctx.dropout = dropout
-        return TORCH_OPS.causal_attention(qkv, dropout)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        leaf = ctx.saved_tensors[0].detach().requires_grad_()
-        with torch.enable_grad():
-            y = TORCH_OPS.causal_attention(leaf, ctx.dropout)
-        return torch.autograd.grad(y, leaf, upstream)[0], None
-
-
-def test_the_proof_notices_another_dropout_mask_in_the_backward_pass() -> None:
-    def attend(qkv: Tensor, dropout: float) -> Tensor:
-        y: Tensor = OtherMaskBackwards.apply(qkv, dropout)  # type: ignore[no-untyped-call]
-        return y
-
-    ops = TORCH_OPS._replace(causal_attention=attend)
-    assert not proof.check("attention", ops, BACKENDS["reference"], CPU, torch.float32).passed
-
-
 def test_a_gpu_that_triton_does_not_serve_leaves_auto_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(device: torch.device) -> str:
         raise HardwareError("too old")
@@ -220,6 +166,44 @@ def test_every_parameters_gradient_is_the_references_in_float64(tiny: GPTConfig,
         assert wanted.grad is not None, name
         assert wanted.grad.norm() > 0, name
         assert (found.grad.double() - wanted.grad).norm() <= 1e-5 * wanted.grad.norm() + 1e-8, name
+
+
+def gradient_penalty(model: GPT, idx: Tensor, *, create_graph: bool) -> Tensor:
+    """The squared gradient of one parameter, under the same dropout at every call."""
+    torch.manual_seed(0)
+    bias = model.get_parameter("transformer.ln_f.bias")
+    (gradient,) = torch.autograd.grad(model(idx, idx), bias, create_graph=create_graph)
+    return gradient.square().sum()
+
+
+def test_the_formulas_of_a_whole_model_can_be_differentiated_twice(tiny: GPTConfig) -> None:
+    model = GPT(tiny.model_copy(update={"dropout": 0.2}), BACKENDS["reference"]).double()
+    idx = torch.randint(61, (2, 7))
+    torch.autograd.backward(gradient_penalty(model, idx, create_graph=True))
+    for name in ("lm_head.weight", "transformer.h.0.attn.c_attn.weight", "transformer.ln_f.weight"):
+        weight = model.get_parameter(name)
+        assert weight.grad is not None
+        direction = torch.randn_like(weight)
+        with torch.no_grad():
+            sides = []
+            for step in (1e-5, -2e-5):
+                weight.add_(direction, alpha=step)
+                with torch.enable_grad():
+                    sides.append(gradient_penalty(model, idx, create_graph=False).item())
+            weight.add_(direction, alpha=1e-5)
+        assert (weight.grad * direction).sum().item() == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"reference"}))
+def test_a_second_derivative_of_any_other_is_refused_not_dropped(tiny: GPTConfig, backend: str) -> None:
+    words = r'no second derivative .* smallgpt.load\(RUN, kernels="reference"\)'
+    idx = torch.randint(61, (2, 7))
+    with pytest.raises(RuntimeError, match=f"^linear-cross-entropy: .* {words}"):
+        gradient_penalty(GPT(tiny, BACKENDS[backend]), idx, create_graph=True)
+    qkv = torch.randn(1, 5, 3, 2, 8, requires_grad=True)
+    y = BACKENDS[backend].causal_attention(qkv, 0.0)
+    with pytest.raises(RuntimeError, match=f"^attention: .* {words}"):
+        torch.autograd.grad(y.sum(), qkv, create_graph=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

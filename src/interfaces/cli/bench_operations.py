@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -39,7 +40,13 @@ class Timing:
     rounds: Whole = 3
     """Every system is timed once a round, in turn."""
     seconds: float = 0.1
-    """Of repeats in a round, for each system and direction."""
+    """Of repeats in a round, for each system and direction; 0 for as few as can be."""
+
+    def check(self) -> None:
+        """Raise ConfigError for what cannot be timed."""
+        at_least_one(rounds=self.rounds)
+        if not (isfinite(self.seconds) and self.seconds >= 0):
+            raise ConfigError(f"seconds {self.seconds} is no length of time; use 0 or more, as 0.1")
 
 
 @dataclass(frozen=True)
@@ -173,10 +180,10 @@ def _run(
     from smallgpt.infrastructure import devices
     from smallgpt.infrastructure.provenance import machine
     from smallgpt.interfaces.cli.progress import shown
-    from smallgpt.interfaces.operation_benchmarks import Settings, bench, measure_ceilings
+    from smallgpt.interfaces.operation_benchmarks import Settings, bench, check_systems, measure_ceilings
     from smallgpt.interfaces.operation_plot import plot
 
-    at_least_one(rounds=timing.rounds)
+    timing.check()
     output.begin()
     device = devices.choose_device(timing.device)
     precision = devices.choose_precision(device, timing.dtype)
@@ -193,6 +200,7 @@ def _run(
         seconds=timing.seconds,
         systems=timing.system,
     )
+    check_systems(cases, settings)
     ceilings = measure_ceilings(device, settings.dtype)
     say(
         f"{'ceilings':10} {three_digits(ceilings.flops / 1e12)} TFLOP/s, a large {precision.value} matrix product on {device}"

@@ -64,7 +64,7 @@ def list_(
 @app.command
 def check(
     *,
-    backend: Literal["all", "torch", "reference", "triton"] = "all",
+    backend: str = "all",
     device: str = "auto",
     json: Json = False,
 ) -> int:
@@ -88,12 +88,13 @@ def check(
     from smallgpt.interfaces.cli.progress import shown
     from smallgpt.kernels import select
 
+    backends = _known("backend", () if backend == "all" else (backend,), tuple(select.BACKENDS))
     place = choose_device(device)
     wanted = [
         (operation, name, dtype)
         for operation in select.OPERATIONS
         for name in select.backends_of(operation)
-        if backend == "all" or name.split("-")[0] == backend
+        if any(name == of or name.startswith(f"{of}-") for of in backends)  # "triton" means its designs too
         for dtype in DTYPES
     ]
     rows = []

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smallgpt.domain.gradients import first_derivative_only
 from smallgpt.kernels.attention import decode, one_tile, two_stage
-from smallgpt.kernels.gradients import first_derivative_only
 from smallgpt.kernels.language import triton
 from smallgpt.kernels.launching import architecture, check, define, launch, multiprocessors
+from smallgpt.kernels.precision import product_precision
 from smallgpt.kernels.tiles import Tile, tile
 
 MAX_HEAD_SIZE = 128
@@ -31,8 +32,8 @@ def causal_attention(qkv: Tensor, dropout: float) -> Tensor:
     """See domain.ops.CausalAttention: (B, T, 3, H, D) -> (B, T, H, D), D at most 128, in qkv's dtype, or autocast's.
 
     The dropout probability is rounded to a multiple of 1/256. Scores and sums are fp32; fp32 inputs are multiplied in
-    full precision or TF32 as torch.set_float32_matmul_precision says. Raises ValueError for what the kernels do not take,
-    HardwareError where Triton cannot run.
+    full precision or TF32 as torch.backends.cuda.matmul.fp32_precision says. Raises ValueError for what the kernels do
+    not take, HardwareError where Triton cannot run.
     """
     if torch.is_autocast_enabled(qkv.device.type):
         qkv = qkv.to(torch.get_autocast_dtype(qkv.device.type))
@@ -123,13 +124,8 @@ def _common(qkv: Tensor, seed: Tensor | None, dropout: float) -> dict[str, Any]:
         "H": H,
         "keep_of_256": keep_of_256(dropout),
         "HEAD_SIZE": D,
-        "PRECISION": _precision(qkv.dtype),
+        "PRECISION": product_precision(qkv.dtype),
     }
-
-
-def _precision(dtype: torch.dtype) -> str:
-    full = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if full else "tf32"
 
 
 def fits_one_tile(gpu: str, tokens: int, head_size: int, bits: int, dropout: bool) -> bool:
@@ -247,7 +243,7 @@ def launch_cached(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor |
     for name, x in operands.items():
         common |= {f"{name}_stride_{of}": n for of, n in zip("bth" if name == "q" else "bsh", x.stride(), strict=False)}
     if T > 1:
-        common["PRECISION"] = _precision(q.dtype)
+        common["PRECISION"] = product_precision(q.dtype)
     launch(kernel, (programs, splits), out_ptr=out, **common, **entry)
     if splits > 1:
         launch(decode.combine, (B * T * H,), means_ptr=out, y_ptr=y, splits=splits, **shared, **COMBINE)

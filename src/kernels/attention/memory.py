@@ -10,6 +10,8 @@ from smallgpt.kernels.attention.fused import fits_one_tile
 from smallgpt.kernels.attention.native import QUERY_BLOCK
 from smallgpt.kernels.launching import architecture
 
+WIDE = 4  # bytes of a number in the formula, which computes in fp32 under autocast too
+
 
 def kept_bytes(
     backend: str, device: torch.device, dtype: torch.dtype, B: int, T: int, H: int, D: int, dropout: float
@@ -18,7 +20,7 @@ def kept_bytes(
     e, U = dtype.itemsize, B * T * H * D
     statistics = 4 * B * H * T
     if backend == "reference":
-        return 3 * U * e + _weights_of_the_formula(device, e, B * H * T * T, dropout) + T * T  # bool mask
+        return 3 * U * WIDE + _weights_of_the_formula(device, B * H * T * T, dropout) + T * T  # bool mask
     if backend == "torch" and device.type == "cpu":
         P = B * H * sum(_visible(T))
         return 4 * U * e + P * (e + 1 if dropout else e)  # which weights stay, a byte each
@@ -33,7 +35,7 @@ def backward_bytes(
     """Needed besides, at most, while the backward pass of one layer's attention turns dy into dqkv."""
     e, U = dtype.itemsize, B * T * H * D
     if backend == "reference":
-        return 4 * U * e + B * H * T * T * e
+        return (4 * U + B * H * T * T) * WIDE
     if backend == "torch" and device.type == "cpu":
         P = B * H * max(_visible(T))
         return 5 * U * e + P * e * (3 if dropout else 2)
@@ -48,9 +50,7 @@ def _visible(T: int) -> list[int]:
     return [(min(start + QUERY_BLOCK, T) - start) * min(start + QUERY_BLOCK, T) for start in starts]
 
 
-def _weights_of_the_formula(device: torch.device, e: int, P: int, dropout: float) -> int:
-    """The softmax and, with dropout, its noise and their product; a GPU's autocast keeps softmax fp32, its noise in bytes."""
-    if device.type == "cpu":
-        return P * e * (3 if dropout else 1)
-    cast = P * e if dropout or e < 4 else 0
-    return 4 * P + cast + (P if dropout else 0)
+def _weights_of_the_formula(device: torch.device, P: int, dropout: float) -> int:
+    """The softmax and, with dropout, its noise, on a GPU in bytes, and their product."""
+    noise = P * WIDE if device.type == "cpu" else P
+    return 2 * P * WIDE + noise if dropout else P * WIDE

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from smallgpt.domain import ops
 from smallgpt.domain.dropout import draw_kept, kept_of
+from smallgpt.domain.gradients import first_derivative_only
 from smallgpt.domain.ops import cached_attention
 
 __all__ = ["cached_attention", "causal_attention"]
@@ -51,7 +51,7 @@ class _BlockwiseAttention(torch.autograd.Function):
         return y.view(B, H, T, D).transpose(1, 2)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("attention")
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         q, k, v, *saved = ctx.saved_tensors
         BH, T, D = q.shape

@@ -1,4 +1,7 @@
-"""Causal attention as its formula: the whole (T, S) score matrix, in fp32 or wider. For reading, and as the oracle of tests."""
+"""Causal attention as its formula: the whole (T, S) score matrix, in fp32 or wider, autocast or not.
+
+For reading, and as the oracle of tests.
+"""
 
 from math import sqrt
 
@@ -27,6 +30,7 @@ def cached_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tenso
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, dropout: float) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)
-    scores = q.to(wide) @ k.to(wide).transpose(-2, -1) / sqrt(q.size(-1))  # (B, H, T, S)
-    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
-    return (F.dropout(weights, dropout) @ v.to(wide)).to(q.dtype)
+    with torch.autocast(q.device.type, enabled=False):  # it would compute the products in 16 bits
+        scores = q.to(wide) @ k.to(wide).transpose(-2, -1) / sqrt(q.size(-1))  # (B, H, T, S)
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+        return (F.dropout(weights, dropout) @ v.to(wide)).to(q.dtype)

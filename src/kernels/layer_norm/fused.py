@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from smallgpt.kernels.gradients import first_derivative_only
+from smallgpt.domain.gradients import first_derivative_only
 from smallgpt.kernels.language import triton
 from smallgpt.kernels.launching import check, define, launch, multiprocessors
 from smallgpt.kernels.layer_norm import kernels

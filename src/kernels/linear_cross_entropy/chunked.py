@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smallgpt.domain.gradients import first_derivative_only
 from smallgpt.domain.ops import Reduction
-from smallgpt.kernels.gradients import first_derivative_only
 from smallgpt.kernels.language import triton
 from smallgpt.kernels.launching import architecture, check, define, launch
 from smallgpt.kernels.linear_cross_entropy import row_kernels

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from smallgpt.domain.gradients import first_derivative_only
 from smallgpt.domain.ops import Reduction
-from smallgpt.kernels.gradients import first_derivative_only
 from smallgpt.kernels.language import triton
 from smallgpt.kernels.launching import architecture, check, define, launch, multiprocessors
 from smallgpt.kernels.linear_cross_entropy import flash_kernels
 from smallgpt.kernels.linear_cross_entropy.contract import check_targets, reduce, scaled, slopes_of_losses
 from smallgpt.kernels.linear_cross_entropy.tiles import finish_tile
+from smallgpt.kernels.precision import product_precision
 from smallgpt.kernels.tiles import Tile, tile
 
 MAX_WIDTH = 384
@@ -243,9 +244,7 @@ def _tile(kernel: str, x: Tensor) -> tuple[Tile, dict[str, Any]]:
             "use --kernels.linear-cross-entropy triton-chunked"
         )
     C1, C2 = (256, 128) if size == MAX_WIDTH else (size, 0)
-    exact = torch.get_float32_matmul_precision() == "highest"
-    precision = "ieee" if exact else "tf32"  # of fp32 products; others are exact
-    return entry, {"C1": C1, "C2": C2, "FITS_C": C == C1 + C2, "PRECISION": precision}
+    return entry, {"C1": C1, "C2": C2, "FITS_C": C == C1 + C2, "PRECISION": product_precision(x.dtype)}
 
 
 def _rows_a_launch(block_rows: int, splits: int, width: int, device: torch.device) -> int:

@@ -28,9 +28,8 @@ def loss_bytes(
     e = dtype.itemsize
     gradients = N * C * x_itemsize + 4 * V * C
     if backend == "reference":
-        logits = N * V * e
-        cast = V * C * e if e < 4 else 0  # of the weight, kept for dx; as large is dW before it becomes fp32
-        return LossBytes(cast + logits + 4 * N * V, cast + max(5 * logits, logits + gradients))
+        logits = 4 * N * V  # in fp32, under autocast too
+        return LossBytes(2 * logits, max(5 * logits, logits + gradients))
     if backend == "torch":
         kept = gradients  # made in the forward pass
         return LossBytes(kept + _native_workspace(device, e, N, V, C), kept + gradients)

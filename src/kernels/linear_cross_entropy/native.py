@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from smallgpt.domain.gradients import first_derivative_only
 from smallgpt.domain.ops import Reduction
 from smallgpt.kernels.linear_cross_entropy.contract import product_dtype, reduce, scaled, slopes_of_losses
 
@@ -75,7 +75,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return reduce(losses, valid, reduction)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("linear-cross-entropy")
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         valid, *kept = ctx.saved_tensors
         scale, share = slopes_of_losses(grad_output, valid, ctx.reduction)

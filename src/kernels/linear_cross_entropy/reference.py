@@ -1,4 +1,7 @@
-"""Linear + cross-entropy as its formula, logits and all, in fp32 or wider. For reading, and as the oracle of tests."""
+"""Linear + cross-entropy as its formula, logits and all, in fp32 or wider, autocast or not.
+
+For reading, and as the oracle of tests.
+"""
 
 import torch
 from torch import Tensor
@@ -17,7 +20,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """See domain.ops.LinearCrossEntropy: x (N, C), weight (V, C), targets (N,) -> scalar, or (N,) for "none"."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    logits = x.to(wide) @ weight.to(wide).T  # (N, V)
+    with torch.autocast(x.device.type, enabled=False):  # it would compute the product in 16 bits
+        logits = x.to(wide) @ weight.to(wide).T  # (N, V)
     log_z = logits.logsumexp(-1)
     valid = targets != ignore_index
     chosen = logits.gather(1, targets.masked_fill(~valid, 0)[:, None])[:, 0]

@@ -256,18 +256,15 @@ def test_the_operators_are_what_they_declare(
         torch.library.opcheck(fused.BACKWARD_OF_BOTH, (half, dtotal, total, weight, mean, rstd), test_utils=tests)
 
 
-SECOND = "layer-norm: its Triton kernel has no second derivative; use --kernels.layer-norm reference"
+SECOND = 'layer-norm: .* no second derivative .* use the formulas: .*kernels="reference"'
 
 
 @pytest.mark.parametrize("loss", [lambda y: y.sum(), lambda y: y.pow(2).sum()], ids=["linear", "square"])
 def test_a_second_derivative_is_refused(loss: Callable[[Tensor], Tensor], device: torch.device) -> None:
     x, weight = numbers(4, 8, device=device), numbers(8, device=device)
     for y in (fused.layer_norm(x, weight, None, 1e-5), fused.add_layer_norm(x, x * 2, weight, None, 1e-5)[1]):
-        (gradient,) = torch.autograd.grad(loss(y), x, create_graph=True)
         with pytest.raises(RuntimeError, match=SECOND):
-            torch.autograd.grad(gradient.sum(), x, retain_graph=True)
-        with pytest.raises(RuntimeError, match=SECOND):
-            torch.autograd.backward(loss(y) + gradient.pow(2).sum())
+            torch.autograd.grad(loss(y), x, create_graph=True)
 
 
 def test_nothing_is_recorded_when_nothing_is_learned(device: torch.device) -> None:
