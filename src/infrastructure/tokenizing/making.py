@@ -73,10 +73,10 @@ def make_data_folder(corpus: Corpus, out: Path, options: Options, progress: Prog
         raise unwritable(out, error) from error
 
 
-def check_place(out: Path, overwrite: bool) -> None:
-    """Refuse, before any work, what must not be replaced."""
+def check_place(out: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+    """Refuse, before any work, what must not be replaced: see check_target."""
     forget_if_done(out)
-    check_target(out, overwrite)
+    check_target(out, overwrite, inputs)
 
 
 def _make(
