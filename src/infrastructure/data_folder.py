@@ -43,8 +43,11 @@ def data_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 def unwritable(out: Path, error: OSError) -> DataError:
     """What to say when the disk refuses."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "free some space or choose another --out" if full else "choose another --out"
+    remedy = "choose another --out"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "free some space or choose another --out"
+    elif error.errno == errno.EMFILE:
+        remedy = "raise the limit with ulimit -n"
     return DataError(f"{out}: cannot be written ({error.strerror or error}); {remedy}")
 
 
