@@ -200,7 +200,8 @@ def _softest_cut(block: bytes) -> int:
 def _border(options: ReadOptions) -> re.Pattern[bytes]:
     """What ends a document in the bytes of a .txt file."""
     separator = options.separator.strip().encode(options.encoding or "utf-8")
-    return re.compile(rb"^[ \t]*" + re.escape(separator) + rb"[ \t\r]*\n", re.MULTILINE)
+    before = rb"[ \t]*" if separator else b""  # not two repeats side by side: see text_parts._separating
+    return re.compile(rb"^" + before + re.escape(separator) + rb"[ \t\r]*\n", re.MULTILINE)
 
 
 def _joined(paths: Iterable[str], options: ReadOptions) -> Iterator[Part]:
