@@ -42,13 +42,16 @@ def data_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def unwritable(out: Path, error: OSError) -> DataError:
-    """What to say when the disk refuses."""
+    """What to say when the disk refuses, with what was added to the error on its way: what is kept, say."""
     remedy = "choose another --out"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = "free some space or choose another --out"
     elif error.errno == errno.EMFILE:
         remedy = "raise the limit with ulimit -n"
-    return DataError(f"{out}: cannot be written ({error.strerror or error}); {remedy}")
+    said = DataError(f"{out}: cannot be written ({error.strerror or error}); {remedy}")
+    for note in getattr(error, "__notes__", ()):
+        said.add_note(note)
+    return said
 
 
 def smallest_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
