@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from smallgpt.domain.errors import ConfigError, DataError
 from smallgpt.infrastructure import card_words
-from smallgpt.infrastructure.files import folder_written_whole
+from smallgpt.infrastructure.files import check_replaceable, folder_written_whole
 from smallgpt.infrastructure.manifest import FILE_NAME, SplitFacts, TokenizerFacts
 from smallgpt.infrastructure.ngrams import ngram_baselines
 from smallgpt.infrastructure.progress import Progress
@@ -104,8 +104,10 @@ def check_target(out: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> Non
     """Refuse, before any work, what must not be replaced.
 
     Raises DataError when `out` is taken, is no data folder, or holds anything that smallgpt does not put into one, and
-    ConfigError when one of the `inputs`, the files and folders to be read, is `out` or lies in it.
+    ConfigError when one of the `inputs`, the files and folders to be read, is `out` or lies in it, or what check_replaceable
+    refuses.
     """
+    check_replaceable(out)
     if not out.exists():
         return
     if not overwrite:

@@ -13,7 +13,7 @@ from torch import Tensor
 from smallgpt.application.parity import ABSOLUTE, RELATIVE, Logits, Parity, compare
 from smallgpt.domain.errors import CheckpointError, ConfigError
 from smallgpt.domain.gpt import GPT
-from smallgpt.infrastructure.files import folder_written_whole, write_json
+from smallgpt.infrastructure.files import check_replaceable, folder_written_whole, write_json
 from smallgpt.infrastructure.formats import gguf_files, own
 from smallgpt.infrastructure.formats.opening import FORMATS, format_of, read_foreign
 from smallgpt.infrastructure.formats.plain import Reader
@@ -158,6 +158,7 @@ def logits_of(model: GPT) -> Logits:
 
 def check_free(out: Path, overwrite: bool, source: Path | None = None) -> None:
     """Raises ConfigError when `out` is taken, and when it is or holds `source`, the model that is to be written."""
+    check_replaceable(out)
     if source is not None and out.resolve() in (source.resolve(), *source.resolve().parents):
         raise ConfigError(f"{source} is to be read, and would be lost with {out}; choose another --out")
     if out.exists() and not overwrite:

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallgpt.domain.errors import DataError
+from smallgpt.domain.errors import ConfigError, DataError
 from smallgpt.infrastructure.corpora import jsonl_parts, opening, parquet_parts, planning, text_parts
 from smallgpt.infrastructure.corpora.parts import Documents, Part
 from smallgpt.infrastructure.corpora.planning import ReadOptions, SmallFiles, plan_files
@@ -237,3 +237,17 @@ def test_a_long_run_of_spaces_takes_no_longer_than_other_text(tmp_path: Path) ->
     border = planning._border(ReadOptions(separator=""))
     assert border.search(b"a\n" + b" " * 200_000 + b"x", 1) is None
     assert time.monotonic() - began < 5  # it was minutes
+
+
+@pytest.mark.parametrize("encoding", ["hex", "rot13", "undefined", "zlib", "klingon"])
+def test_a_codec_that_is_not_of_text_is_no_encoding(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ConfigError, match=f"encoding '{encoding}' is unknown; for example utf-8"):
+        read(tmp_path / "a.txt", encoding=encoding)
+
+
+@pytest.mark.parametrize(("encoding", "separator"), [("ascii", "—"), ("latin-1", "日"), (None, "\udc80")])
+def test_a_separator_that_the_encoding_has_not(encoding: str | None, separator: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ConfigError, match=f"separator .* cannot be written in {encoding or 'utf-8'}, .* --encoding"):
+        read(tmp_path / "a.txt", encoding=encoding, separator=separator)

@@ -246,6 +246,19 @@ def test_an_export_does_not_replace_a_run(run: Run, model: Path, tmp_path: Path)
     assert words == f"smallgpt: {out} is a run's folder, so it is not replaced; choose another --out\n"
 
 
+def test_an_export_does_not_replace_the_current_folder(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(exported(run, model, tmp_path))
+    for out in (".", str(tmp_path / "Model")):
+        code, said, words = run("export", str(model), "--to", "smallgpt", "--out", out, "--overwrite")
+        assert (code, said) == (2, "")
+        assert (
+            words == f"smallgpt: {out} is the current folder or holds it, so it is not replaced; choose another --out\n"
+        )
+    assert (tmp_path / "Model" / "parity.json").exists()
+
+
 def exported(run: Run, model: Path, tmp_path: Path) -> Path:
     assert run("export", str(model), "--to", "seed", "--out", str(tmp_path / "Model"))[0] == 0
     return tmp_path / "Model"

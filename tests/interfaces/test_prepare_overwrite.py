@@ -73,3 +73,16 @@ def test_a_folder_with_a_card_is_replaced(run: Run, data: Path, text: Path) -> N
     assert code == 0, told
     files = {"train.bin", "train.starts.npy", "validation.bin", "validation.starts.npy"}
     assert set(everything_in(data)) == {*files, "tokenizer.json", "dataset.json"}
+
+
+@pytest.mark.parametrize("name", [".", "", "..", "../../work", "/"])
+@pytest.mark.parametrize("overwrite", [["--overwrite"], []])
+def test_the_current_folder_is_not_replaced(
+    name: str, overwrite: list[str], run: Run, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work" / "inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work" / "inside")
+    words = "is the current folder or holds it, so it is not replaced; choose another --out"
+    refused(run, tmp_path, 2, words, "prepare", "text", str(text), "--out", name, *overwrite)
+    refused(run, tmp_path, 2, words, "prepare", "bins", str(tmp_path), "--out", name, *overwrite)
+    assert not list(tmp_path.rglob(".*"))

@@ -20,7 +20,7 @@ from smallgpt.infrastructure.data_folder import (
     smallest_dtype,
     unwritable,
 )
-from smallgpt.infrastructure.files import take_place, write_atomically
+from smallgpt.infrastructure.files import check_replaceable, take_place, write_atomically
 from smallgpt.infrastructure.manifest import Manifest, SplitFacts, TokenizerFacts
 from smallgpt.infrastructure.progress import Progress
 from smallgpt.infrastructure.tokenizers import AnyTokenizer, load_tokenizer
@@ -75,6 +75,7 @@ def make_data_folder(corpus: Corpus, out: Path, options: Options, progress: Prog
 
 def check_place(out: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
     """Refuse, before any work, what must not be replaced: see check_target."""
+    check_replaceable(out)
     forget_if_done(out)
     check_target(out, overwrite, inputs)
 
