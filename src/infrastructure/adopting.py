@@ -35,7 +35,7 @@ def adopt_bins(
     tokenizer is as in `naming.named_tokenizer`, or auto: a tokenizer.json beside the files, else the characters of a
     meta.pkl beside them, else gpt2 when every id fits it, else none.
     """
-    check_target(out, overwrite)
+    check_target(out, overwrite, [folder])
     sources: dict[Literal["train", "validation"], Path] = {
         "train": _existing(folder, "train.bin"),
         "validation": _existing(folder, "validation.bin", "val.bin"),

@@ -1,7 +1,8 @@
 """What all ways of making a data folder share: it appears whole or not at all, and replaces data folders only."""
 
 import errno
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -9,8 +10,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from smallgpt.domain.errors import DataError
-from smallgpt.infrastructure.files import folder_written_whole
+from smallgpt.domain.errors import ConfigError, DataError
+from smallgpt.infrastructure import card_words
+from smallgpt.infrastructure.files import check_replaceable, folder_written_whole
 from smallgpt.infrastructure.manifest import FILE_NAME, SplitFacts, TokenizerFacts
 from smallgpt.infrastructure.ngrams import ngram_baselines
 from smallgpt.infrastructure.progress import Progress
@@ -24,6 +26,8 @@ SCORED_TOKENS = 500_000
 """Validation tokens they are measured on at most: the first ones."""
 
 Split = Literal["train", "validation"]
+_TOKEN_FILES = re.compile(r"(train|validation)((-\d{5,})?\.bin|\.starts\.npy)")
+_OTHER_FILES = {FILE_NAME, "tokenizer.json", card_words.FILE_NAME, card_words.PICTURE}
 
 
 @contextmanager
@@ -38,10 +42,16 @@ def data_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def unwritable(out: Path, error: OSError) -> DataError:
-    """What to say when the disk refuses."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "free some space or choose another --out" if full else "choose another --out"
-    return DataError(f"{out}: cannot be written ({error.strerror or error}); {remedy}")
+    """What to say when the disk refuses, with what was added to the error on its way: what is kept, say."""
+    remedy = "choose another --out"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "free some space or choose another --out"
+    elif error.errno == errno.EMFILE:
+        remedy = "raise the limit with ulimit -n"
+    said = DataError(f"{out}: cannot be written ({error.strerror or error}); {remedy}")
+    for note in getattr(error, "__notes__", ()):
+        said.add_note(note)
+    return said
 
 
 def smallest_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
@@ -90,11 +100,31 @@ def _first_tokens(folder: Path, facts: SplitFacts, dtype: str, most: int) -> npt
     return np.concatenate(parts)
 
 
-def check_target(out: Path, overwrite: bool) -> None:
-    """Refuse, before any work, what must not be replaced."""
+def check_target(out: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+    """Refuse, before any work, what must not be replaced.
+
+    Raises DataError when `out` is taken, is no data folder, or holds anything that smallgpt does not put into one, and
+    ConfigError when one of the `inputs`, the files and folders to be read, is `out` or lies in it, or what check_replaceable
+    refuses.
+    """
+    check_replaceable(out)
     if not out.exists():
         return
     if not overwrite:
         raise DataError(f"{out} exists already; choose another --out, or --overwrite to replace it")
     if not out.is_dir() or (any(out.iterdir()) and not (out / FILE_NAME).exists()):
         raise DataError(f"{out} is not a data folder and will not be replaced; choose another --out")
+    for path in inputs:
+        if out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise ConfigError(f"{path} is to be read, and would be lost with {out}; choose another --out")
+    foreign = sorted(path.name for path in out.iterdir() if not _is_own(path))
+    if foreign:
+        raise DataError(
+            f"{out / foreign[0]} is none of a data folder's files and would be lost; move it elsewhere, "
+            "or choose another --out"
+        )
+
+
+def _is_own(path: Path) -> bool:
+    """Whether something in a data folder was put there by smallgpt."""
+    return path.is_file() and (path.name in _OTHER_FILES or _TOKEN_FILES.fullmatch(path.name) is not None)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from smallgpt.domain.errors import ConfigError
+
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
@@ -40,6 +42,12 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file as a whole."""
     write_atomically(path, json.dumps(value, indent=2) + "\n")
+
+
+def check_replaceable(target: Path) -> None:
+    """Raises ConfigError for the current folder and those around it: whoever is in there would stand in a removed one."""
+    if target.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise ConfigError(f"{target} is the current folder or holds it, so it is not replaced; choose another --out")
 
 
 @contextmanager

@@ -13,11 +13,12 @@ from torch import Tensor
 from smallgpt.application.parity import ABSOLUTE, RELATIVE, Logits, Parity, compare
 from smallgpt.domain.errors import CheckpointError, ConfigError
 from smallgpt.domain.gpt import GPT
-from smallgpt.infrastructure.files import folder_written_whole, write_json
+from smallgpt.infrastructure.files import check_replaceable, folder_written_whole, write_json
 from smallgpt.infrastructure.formats import gguf_files, own
 from smallgpt.infrastructure.formats.opening import FORMATS, format_of, read_foreign
 from smallgpt.infrastructure.formats.plain import Reader
 from smallgpt.infrastructure.formats.portable import PortableModel
+from smallgpt.infrastructure.run_folder import RunFolder
 
 REPORT = "parity.json"
 WRITTEN = {**FORMATS, "smallgpt": own}
@@ -55,10 +56,9 @@ class Conversion:
 def import_model(source: Path, out: Path, *, tokenizer: str | None = None, overwrite: bool = False) -> Conversion:
     """Write a model of another tool as a folder of smallgpt's, with the tokenizer that is named, or else its own.
 
-    Raises CheckpointError, also when it is not the same model, and what `read_foreign` does.
+    Raises CheckpointError, also when it is not the same model, and what `check_free` and `read_foreign` do.
     """
-    if out.resolve() in (source.resolve(), *source.resolve().parents):
-        raise ConfigError(f"{out} holds what is to be imported; choose another --out")
+    check_free(out, overwrite, source)
     name = format_of(source)
     before = read_foreign(source, tokenizer)
     assert name is not None, "or it would not have been read"
@@ -156,12 +156,17 @@ def logits_of(model: GPT) -> Logits:
     return torch.inference_mode()(model.forward)
 
 
-def check_free(out: Path, overwrite: bool) -> None:
-    """Raises ConfigError when `out` is taken."""
+def check_free(out: Path, overwrite: bool, source: Path | None = None) -> None:
+    """Raises ConfigError when `out` is taken, and when it is or holds `source`, the model that is to be written."""
+    check_replaceable(out)
+    if source is not None and out.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ConfigError(f"{source} is to be read, and would be lost with {out}; choose another --out")
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} is there already; choose another --out, or add --overwrite")
     if overwrite and out.exists() and not (out / REPORT).is_file():
         raise ConfigError(f"{out} was not written by import or export, so it is not replaced; choose another --out")
+    if overwrite and RunFolder(out).config_file.exists():
+        raise ConfigError(f"{out} is a run's folder, so it is not replaced; choose another --out")
 
 
 @contextmanager

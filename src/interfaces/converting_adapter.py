@@ -11,15 +11,17 @@ from smallgpt.infrastructure.files import write_json
 from smallgpt.infrastructure.formats import peft_files
 from smallgpt.infrastructure.formats.opening import format_of, read_foreign
 from smallgpt.infrastructure.formats.portable import PortableModel
-from smallgpt.interfaces.converting import REPORT, Conversion, difference, drafted, logits_of
+from smallgpt.interfaces.converting import REPORT, Conversion, check_free, difference, drafted, logits_of
 from smallgpt.interfaces.opening import OpenedModel
 
 
 def export_adapter(opened: OpenedModel, out: Path, *, overwrite: bool = False) -> Conversion:
     """Write the updates of an opened run or checkpoint as peft loads them.
 
-    Raises ConfigError when it has none, CheckpointError when peft, or the formulas, compute another model from them.
+    Raises ConfigError when it has none, CheckpointError when peft, or the formulas, compute another model from them, and
+    what `check_free` does.
     """
+    check_free(out, overwrite, opened.path)
     adapter = checkpoints.read_adapter(opened.path)
     if adapter is None:
         raise ConfigError(f"{opened.path} has no low-rank updates; peft's files are for runs with --training.lora-rank")

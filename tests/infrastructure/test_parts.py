@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import random
+import re
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from smallgpt.domain.errors import DataError
+from smallgpt.domain.errors import ConfigError, DataError
 from smallgpt.infrastructure.corpora import jsonl_parts, opening, parquet_parts, planning, text_parts
 from smallgpt.infrastructure.corpora.parts import Documents, Part
 from smallgpt.infrastructure.corpora.planning import ReadOptions, SmallFiles, plan_files
@@ -212,3 +216,38 @@ def test_long_rows_are_read_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.
     with parquet_parts.opened(tmp_path / "a.parquet") as file:
         assert part._rows_at_once(file) in (4, 5)
     assert len(list(part.documents())) == 40
+
+
+@pytest.mark.parametrize("separator", ["", " ", "---"])
+@given(text=st.text(alphabet="a- \t\r\n\x0b\u2028", max_size=40))
+def test_a_separator_line_may_have_white_space_around_it(separator: str, text: str) -> None:
+    word = re.escape(separator.strip())
+    whole = re.compile(rf"^[^\S\n]*{word}[^\S\n]*$", re.MULTILINE)
+    in_bytes = re.compile(rb"^[ \t]*" + word.encode() + rb"[ \t\r]*\n", re.MULTILINE)
+    found = text_parts._separating(separator).finditer(text)
+    assert [each.span() for each in found] == [each.span() for each in whole.finditer(text)]
+    borders = planning._border(ReadOptions(separator=separator)).finditer(text.encode())
+    assert [each.span() for each in borders] == [each.span() for each in in_bytes.finditer(text.encode())]
+
+
+def test_a_long_run_of_spaces_takes_no_longer_than_other_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\n" + " " * 200_000 + "x\n\nb")
+    began = time.monotonic()
+    assert read(tmp_path / "a.txt", separator="")[1][-1] == "b"
+    border = planning._border(ReadOptions(separator=""))
+    assert border.search(b"a\n" + b" " * 200_000 + b"x", 1) is None
+    assert time.monotonic() - began < 5  # it was minutes
+
+
+@pytest.mark.parametrize("encoding", ["hex", "rot13", "undefined", "zlib", "klingon"])
+def test_a_codec_that_is_not_of_text_is_no_encoding(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ConfigError, match=f"encoding '{encoding}' is unknown; for example utf-8"):
+        read(tmp_path / "a.txt", encoding=encoding)
+
+
+@pytest.mark.parametrize(("encoding", "separator"), [("ascii", "—"), ("latin-1", "日"), (None, "\udc80")])
+def test_a_separator_that_the_encoding_has_not(encoding: str | None, separator: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ConfigError, match=f"separator .* cannot be written in {encoding or 'utf-8'}, .* --encoding"):
+        read(tmp_path / "a.txt", encoding=encoding, separator=separator)

@@ -222,3 +222,43 @@ def test_exit_codes_of_what_cannot_be_done(run: Run, model: Path, tmp_path: Path
         assert 1 <= len(told.splitlines()) <= 2
         assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("to", ["gguf", "smallgpt", "peft"])
+def test_an_export_does_not_replace_its_own_source(to: str, run: Run, model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "models" / "mine"
+    assert run("import", str(exported(run, model, tmp_path)), "--out", str(source))[0] == 0
+    (tmp_path / "models" / "parity.json").write_text("{}")
+    (tmp_path / "link").symlink_to(source)
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    for out in (source, source.parent, tmp_path / "link"):
+        code, said, words = run("export", str(source), "--to", to, "--out", str(out), "--overwrite")
+        assert (code, said) == (2, "")
+        assert words == f"smallgpt: {source} is to be read, and would be lost with {out}; choose another --out\n"
+        assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+
+
+def test_an_export_does_not_replace_a_run(run: Run, model: Path, tmp_path: Path) -> None:
+    out = exported(run, model, tmp_path)
+    (out / "config.toml").write_text("")
+    code, _, words = run("export", str(model), "--to", "gguf", "--out", str(out), "--overwrite")
+    assert (code, (out / "config.toml").exists()) == (2, True)
+    assert words == f"smallgpt: {out} is a run's folder, so it is not replaced; choose another --out\n"
+
+
+def test_an_export_does_not_replace_the_current_folder(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(exported(run, model, tmp_path))
+    for out in (".", str(tmp_path / "Model")):
+        code, said, words = run("export", str(model), "--to", "smallgpt", "--out", out, "--overwrite")
+        assert (code, said) == (2, "")
+        assert (
+            words == f"smallgpt: {out} is the current folder or holds it, so it is not replaced; choose another --out\n"
+        )
+    assert (tmp_path / "Model" / "parity.json").exists()
+
+
+def exported(run: Run, model: Path, tmp_path: Path) -> Path:
+    assert run("export", str(model), "--to", "seed", "--out", str(tmp_path / "Model"))[0] == 0
+    return tmp_path / "Model"

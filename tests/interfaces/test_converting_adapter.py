@@ -128,3 +128,11 @@ def test_a_base_that_was_replaced_since_is_not_named(tiny: GPTConfig, tmp_path: 
         export_adapter(opened, tmp_path / "adapter", overwrite=True)
         written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
         assert written["base_model_name_or_path"] == named
+
+
+def test_an_adapter_does_not_replace_the_run_that_it_is_of(tiny: GPTConfig, tmp_path: Path) -> None:
+    opened = open_model(write_run(tmp_path / "run", tiny, lora_rank=3))
+    (tmp_path / "run" / "parity.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is to be read, and would be lost with"):
+        export_adapter(opened, tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "config.toml").exists()

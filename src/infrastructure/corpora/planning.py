@@ -70,13 +70,24 @@ def plan_files(paths: Sequence[Path], options: ReadOptions = DEFAULTS) -> tuple[
     """The parts of files and of folders, which are searched in order of name; large files are cut, small ones joined.
 
     Raises DataError for a path that is missing or of an unknown kind, and a folder without any file of a known kind,
-    ConfigError for an unknown encoding.
+    ConfigError for an encoding that is unknown, or has no way to write the separator.
     """
-    try:
-        codecs.lookup(options.encoding or "utf-8")
-    except LookupError as error:
-        raise ConfigError(f"encoding {options.encoding!r} is unknown; for example utf-8, latin-1, utf-16-le") from error
+    _check(options.separator, options.encoding or "utf-8")
     return tuple(_joined(_files(paths), options))
+
+
+def _check(separator: str, encoding: str) -> None:
+    try:
+        "".encode(encoding)  # not only looked up: hex and rot13 are codecs too, but not of text
+    except (LookupError, UnicodeError) as error:
+        raise ConfigError(f"encoding {encoding!r} is unknown; for example utf-8, latin-1, utf-16-le") from error
+    try:
+        separator.encode(encoding)
+    except UnicodeError as error:
+        raise ConfigError(
+            f"separator {separator!r} cannot be written in {encoding}, so no line can be it; give another --separator "
+            "or --encoding"
+        ) from error
 
 
 def _files(paths: Sequence[Path]) -> dict[str, None]:
@@ -200,7 +211,8 @@ def _softest_cut(block: bytes) -> int:
 def _border(options: ReadOptions) -> re.Pattern[bytes]:
     """What ends a document in the bytes of a .txt file."""
     separator = options.separator.strip().encode(options.encoding or "utf-8")
-    return re.compile(rb"^[ \t]*" + re.escape(separator) + rb"[ \t\r]*\n", re.MULTILINE)
+    before = rb"[ \t]*" if separator else b""  # not two repeats side by side: see text_parts._separating
+    return re.compile(rb"^" + before + re.escape(separator) + rb"[ \t\r]*\n", re.MULTILINE)
 
 
 def _joined(paths: Iterable[str], options: ReadOptions) -> Iterator[Part]:

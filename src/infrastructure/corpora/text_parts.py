@@ -82,7 +82,10 @@ def _last_border(text: str, separator: str) -> int:
 
 @cache
 def _separating(separator: str) -> re.Pattern[str]:
-    return re.compile(rf"^[^\S\n]*{re.escape(separator.strip())}[^\S\n]*$", re.MULTILINE)
+    blank = r"[^\S\n]*"
+    word = re.escape(separator.strip())
+    # Two repeats with nothing between them would try every way to share a run of n spaces: n squared of them.
+    return re.compile(f"^{blank}{word}{blank}$" if word else f"^{blank}$", re.MULTILINE)
 
 
 def _nul(path: Path, encoding: str) -> DataError:

@@ -20,7 +20,7 @@ from smallgpt.infrastructure.data_folder import (
     smallest_dtype,
     unwritable,
 )
-from smallgpt.infrastructure.files import take_place, write_atomically
+from smallgpt.infrastructure.files import check_replaceable, take_place, write_atomically
 from smallgpt.infrastructure.manifest import Manifest, SplitFacts, TokenizerFacts
 from smallgpt.infrastructure.progress import Progress
 from smallgpt.infrastructure.tokenizers import AnyTokenizer, load_tokenizer
@@ -73,10 +73,11 @@ def make_data_folder(corpus: Corpus, out: Path, options: Options, progress: Prog
         raise unwritable(out, error) from error
 
 
-def check_place(out: Path, overwrite: bool) -> None:
-    """Refuse, before any work, what must not be replaced."""
+def check_place(out: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+    """Refuse, before any work, what must not be replaced: see check_target."""
+    check_replaceable(out)
     forget_if_done(out)
-    check_target(out, overwrite)
+    check_target(out, overwrite, inputs)
 
 
 def _make(

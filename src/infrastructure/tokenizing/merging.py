@@ -26,6 +26,23 @@ Keep = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
+class _StoredIds:
+    """The ids of a finished part, read a slice at a time: a corpus may have more parts than a process may open files."""
+
+    path: Path
+    dtype: str
+    tokens: int
+
+    def __len__(self) -> int:
+        return self.tokens
+
+    def __getitem__(self, wanted: slice, /) -> Ids:
+        start, stop, _ = wanted.indices(self.tokens)
+        dtype = np.dtype(self.dtype).newbyteorder("<")
+        return np.fromfile(self.path, dtype, max(0, stop - start), offset=start * dtype.itemsize)
+
+
+@dataclass(frozen=True)
 class Parts:
     """The finished parts of one split, in order."""
 
@@ -49,7 +66,7 @@ class Parts:
         return DocumentTokens(tuple(pieces), self.tokenizer.end_of_text)
 
     def batches(self) -> Iterator[tuple[Ids, npt.NDArray[np.int64]]]:
-        """The documents in order, some at a time: ids (tokens,), mapped, and lengths (documents,)."""
+        """The documents in order, some at a time: ids (tokens,) and lengths (documents,)."""
         for key, stream in self.streams():
             ids, lengths = self._ids(key, stream), self._lengths(key)
             ends = np.cumsum(lengths + self.separator)
@@ -57,11 +74,8 @@ class Parts:
                 start = ends[first - 1] if first else 0
                 yield ids[start : ends[last - 1]], lengths[first:last]
 
-    def _ids(self, key: str, stream: StreamFacts) -> Ids:
-        if not stream.tokens:
-            return np.empty(0, np.uint16)
-        path, dtype = self.draft.ids(key, self.split), np.dtype(self.dtype).newbyteorder("<")
-        return np.memmap(path, dtype, mode="r", shape=(stream.tokens,))
+    def _ids(self, key: str, stream: StreamFacts) -> _StoredIds:
+        return _StoredIds(self.draft.ids(key, self.split), self.dtype, stream.tokens)
 
     def _lengths(self, key: str) -> npt.NDArray[np.int64]:
         return np.fromfile(self.draft.ids(key, self.split).with_suffix(".lengths"), "<i8")

@@ -50,7 +50,7 @@ def export(
 
     if dtype is not None and to != "gguf":
         raise ConfigError(f"--dtype {dtype} is for --to gguf; {to} keeps float32, so leave it out")
-    check_free(out, overwrite)
+    check_free(out, overwrite, run if isinstance(run, Path) else None)
     options = {} if dtype is None else {"dtype": dtype}
     folder = model_fetched(run)
     with working(f"writing {out}, and comparing it with {folder}"):

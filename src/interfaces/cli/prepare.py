@@ -92,7 +92,8 @@ def hub(
     def corpus(progress: "Progress") -> "Corpus":
         return hub_corpus(name, column=column, config=config, revision=revision, streaming=streaming, progress=progress)
 
-    prepare(corpus, Path(name).name.lower(), tokenizer, target, validation_share)
+    inputs = [Path(name)] if Path(name).is_dir() else []
+    prepare(corpus, Path(name).name.lower(), tokenizer, target, validation_share, inputs)
 
 
 @app.command
@@ -128,7 +129,7 @@ def text(
     def corpus(progress: "Progress") -> "Corpus":
         return text_corpus(paths, ReadOptions(separator, field, encoding))
 
-    prepare(corpus, paths[0].name.partition(".")[0] or "text", tokenizer, target, validation_share)
+    prepare(corpus, paths[0].name.partition(".")[0] or "text", tokenizer, target, validation_share, paths)
 
 
 @app.command

@@ -1,7 +1,7 @@
 """What all ways of preparing data share: where it goes, what is shown while it is made, what is said of it."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -32,7 +32,7 @@ class Target:
     out: Path | None = None
     """Folder to make. Default: data/ and the name of corpus and tokenizer."""
     overwrite: Switch = False
-    """Replace a data folder that is there."""
+    """Replace a data folder that is there and holds nothing else."""
     json: Json = False
     """Print the manifest as a JSON object instead."""
 
@@ -93,9 +93,14 @@ def prepare_corpus(settings: "DataConfig", folder: Path, console: "Console") -> 
 
 
 def prepare(
-    corpus: "Callable[[Progress], Corpus]", name: str, tokenizer: str, target: OwnTokens, validation_share: float = 0.05
+    corpus: "Callable[[Progress], Corpus]",
+    name: str,
+    tokenizer: str,
+    target: OwnTokens,
+    validation_share: float = 0.05,
+    inputs: Sequence[Path] = (),
 ) -> None:
-    """Prepare a corpus, which is found while progress is shown."""
+    """Prepare a corpus, which is found while progress is shown; `inputs` are the local files and folders it is read from."""
     from smallgpt.infrastructure.tokenizing.choosing import TokenizerChoice
     from smallgpt.infrastructure.tokenizing.making import Options, check_place, make_data_folder
 
@@ -120,7 +125,7 @@ def prepare(
     )
 
     def make(progress: "Progress") -> "Manifest":
-        check_place(out, target.overwrite)
+        check_place(out, target.overwrite, inputs)
         return make_data_folder(corpus(progress), out, options, progress)
 
     shown_making(make, out, target)

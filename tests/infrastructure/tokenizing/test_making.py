@@ -331,6 +331,23 @@ def test_a_full_disk_leaves_the_data_as_it_was(
     assert not any(path.name.startswith(".") for path in tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_a_disk_that_fills_up_later_keeps_what_is_done(
+    stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [encoding.encode_part] * 2
+
+    def full(*words: Any) -> Any:
+        if not parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return parts.pop()(*words)
+
+    monkeypatch.setattr("smallgpt.infrastructure.tokenizing.workers.encode_part", full)
+    with pytest.raises(DataError, match="free some space") as caught:
+        of_text(stories, tmp_path / "out", "bytes")
+    assert caught.value.__notes__ == ["2 finished parts are kept; the same command goes on from there"]
+
+
 def test_a_place_that_cannot_be_written(stories: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be written \(Not a directory\); choose another --out"):
         of_text(stories, stories / "inside" / "out", "bytes")
