@@ -64,6 +64,13 @@ def test_blank_lines_and_other_encodings_separate_too(tmp_path: Path) -> None:
     assert len(parts) > 5
 
 
+def test_an_encoding_with_a_byte_order_mark_is_cut_between_documents_too(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n---\n".join(TEXTS), encoding="utf-8-sig")
+    parts, texts = read(tmp_path / "a.txt", separator="---", encoding="utf-8-sig")
+    assert texts == TEXTS
+    assert len(parts) > 5
+
+
 @pytest.mark.parametrize(("unit", "kept"), [("word and word\n", "\n"), ("word ", " "), ("é", "é"), ("日", "日")])
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
 def test_a_document_longer_than_parts_is_cut_where_it_hurts_least(

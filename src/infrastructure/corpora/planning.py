@@ -210,7 +210,9 @@ def _softest_cut(block: bytes) -> int:
 
 def _border(options: ReadOptions) -> re.Pattern[bytes]:
     """What ends a document in the bytes of a .txt file."""
-    separator = options.separator.strip().encode(options.encoding or "utf-8")
+    encoding = options.encoding or "utf-8"
+    mark = "".encode(encoding)  # utf-8-sig writes one before every text, and a file has it but once
+    separator = options.separator.strip().encode(encoding).removeprefix(mark)
     before = rb"[ \t]*" if separator else b""  # not two repeats side by side: see text_parts._separating
     return re.compile(rb"^" + before + re.escape(separator) + rb"[ \t\r]*\n", re.MULTILINE)
 
