@@ -47,9 +47,7 @@ class RunFolder:
     def write_config(self, config: RunConfig) -> None:
         """Save every setting that says something of the run; absent values are left out, since TOML has no null."""
         values = config.model_dump(mode="json", exclude_none=True)
-        if (
-            config.data.corpus is None
-        ):  # these are for a corpus that a run prepares; a folder has a tokenizer of its own
+        if config.data.corpus is None:  # a folder has a tokenizer of its own; these two are for a corpus to prepare
             del values["data"]["tokenizer"], values["data"]["vocab_size"]
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config_file, tomli_w.dumps(values))
