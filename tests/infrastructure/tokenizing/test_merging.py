@@ -16,6 +16,7 @@ from smallgpt.infrastructure.tokenizing import encoding
 from smallgpt.infrastructure.tokenizing.choosing import TokenizerChoice
 from smallgpt.infrastructure.tokenizing.making import Options, make_data_folder
 
+FILES = 64
 STORIES = [f"Story {i % 900}. Once upon a time the cat number {i % 900} sat on a mat, and slept." for i in range(1000)]
 
 
@@ -30,10 +31,10 @@ def stories(tmp_path: Path) -> Path:
 def few_files() -> Iterator[int]:
     """How many more files this process may open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest = os.dup(0)
-    os.close(lowest)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 32, hard))
-    yield 32
+    taken = {int(number) for number in os.listdir("/proc/self/fd")}
+    free = [number for number in range(soft) if number not in taken]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[FILES], hard))  # the limit is on the numbers of files
+    yield FILES
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
@@ -47,7 +48,7 @@ def test_copies_are_found_in_more_parts_than_files_may_be_open(
 ) -> None:
     options = Options(TokenizerChoice("bytes"), deduplicate=kind, workers=1)
     expected = make_data_folder(text_corpus([stories]), tmp_path / "one", options)
-    monkeypatch.setattr(planning, "PART_BYTES", 700)
+    monkeypatch.setattr(planning, "PART_BYTES", 350)
     corpus = text_corpus([stories])
     assert len(corpus.train) > 2 * few_files
     assert make_data_folder(corpus, tmp_path / "many", options) == expected
