@@ -30,7 +30,8 @@ main()
 
 
 def start(out: Path, corpus: Path, *words: str) -> "subprocess.Popen[str]":
-    prepare = ["prepare", "text", str(corpus), "--out", str(out), "--vocab-size=300", "--workers=2", *words]
+    size = [] if "--tokenizer=bytes" in words else ["--vocab-size=300"]  # of an own BPE
+    prepare = ["prepare", "text", str(corpus), "--out", str(out), "--workers=2", *size, *words]
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *prepare], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
