@@ -71,8 +71,8 @@ class Loop:
         self.step = self.tokens = self.skipped_in_a_row = self.skipped = 0
         self.running: Running | None = None
         self.settled_at = time.perf_counter()
-        self.first, self.compiled = True, compiled
-        self.paced_from = (0, 0.0)
+        self.compiled = compiled
+        self.paced_from: tuple[int, float] | None = None
         """Step and time (perf_counter) at which the first step of this sitting had ended."""
         self.best: float | None = None
         self.started = time.perf_counter() if started is None else started
@@ -136,9 +136,9 @@ class Loop:
             return
         steps, result, self.running = self.running.step + 1, self.running.result(), None
         now = time.perf_counter()
-        if self.first:
+        if self.paced_from is None:
             self.tracker.log({"event": "first_step", "step": steps, "seconds": now - self.settled_at})
-            self.first, self.paced_from = False, (steps, now)
+            self.paced_from = (steps, now)
         self.tokens += result.tokens
         self.tracker.log(self._train_event(steps, result, now - self.settled_at))
         self.settled_at = now
@@ -167,7 +167,7 @@ class Loop:
 
     def _pace(self, steps: int, seconds: float) -> float:
         """Seconds a step since the first one of this sitting, with all that was looked at and saved; at first that one's."""
-        first, ended = self.paced_from
+        first, ended = self.paced_from or (steps, 0.0)
         return (time.perf_counter() - ended) / (steps - first) if steps > first else seconds
 
     def _guard(self, steps: int, result: StepResult) -> None:

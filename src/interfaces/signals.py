@@ -2,10 +2,11 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 
 @dataclass
@@ -28,17 +29,34 @@ class StopRequest:
         return 128 + (self.signal or 0)
 
 
+def obeyed(*numbers: int) -> dict[int, Any]:
+    """The handlers of those signals that are not ignored from the start, as nohup has SIGHUP: such stay ignored."""
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    return {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+
+
+@contextmanager
+def handling(handler: Callable[[int, FrameType | None], Any], *numbers: int) -> Iterator[None]:
+    """Within it those signals call the handler, unless they are ignored from the start; then what they called before."""
+    former = obeyed(*numbers)
+    for number in former:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, before in former.items():
+            signal.signal(number, before)
+
+
 @contextmanager
 def stop_signals(*, launched: bool = False) -> Iterator[StopRequest]:
     """Within it SIGINT, SIGTERM and SIGHUP are noted instead of obeyed; after the first, the next does what it did before.
 
-    One that whoever started the process had it ignore, as nohup does with SIGHUP, stays ignored. In a process that a
-    launcher started the next ones change nothing: a batch system signals every process, and the launcher, being one,
-    passes the signal on once more. The launcher also kills what takes too long.
+    In a process that a launcher started the next ones change nothing: a batch system signals every process, and the
+    launcher, being one, passes the signal on once more. The launcher also kills what takes too long.
     """
     request = StopRequest(launcher=os.getppid() if launched else None)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    former = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+    former = obeyed(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def obey_again() -> None:
         for number, handler in former.items():

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from smallgpt.domain.errors import ConfigError, DataError, HardwareError, SmallGPTError, is_out_of_memory
+from smallgpt.interfaces.signals import handling
 
 if TYPE_CHECKING:
     from cyclopts import CycloptsError
@@ -138,12 +139,5 @@ def _terminable() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Terminated(number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:  # as nohup asks
-            signal.signal(number, stop)
-    try:
+    with handling(stop, signal.SIGTERM, signal.SIGHUP):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

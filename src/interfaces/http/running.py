@@ -17,6 +17,7 @@ from smallgpt.interfaces.http.connections import Connection
 from smallgpt.interfaces.http.guard import App
 from smallgpt.interfaces.http.limits import CONNECTIONS, Limits
 from smallgpt.interfaces.http.worker import Worker
+from smallgpt.interfaces.signals import handling
 
 CLOSE_SECONDS = 5
 """For answers that are written already to reach their clients."""
@@ -92,16 +93,9 @@ class Running(Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """A closed terminal's too, unless it is ignored, as nohup asks, or a thread serves, which gets no signals."""
-        with super().capture_signals():
-            before = signal.getsignal(signal.SIGHUP)
-            if before == signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
-                yield
-                return
-            signal.signal(signal.SIGHUP, self.handle_exit)
-            try:
-                yield
-            finally:
-                signal.signal(signal.SIGHUP, before)
+        hang_up = (signal.SIGHUP,) if threading.current_thread() is threading.main_thread() else ()
+        with super().capture_signals(), handling(self.handle_exit, *hang_up):
+            yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal asks, and is raised again at the end, for the exit code; the second one ends the process."""
